@@ -1,0 +1,82 @@
+"""A Gaussian mixture: its denoiser, score and density are known exactly at every t."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .schedules import Schedule
+
+
+class GaussianMixture:
+    """sum_k weights_k N(means_k, std^2 I), or with a full covariance for each part.
+
+    means: (K, D); std: a number, or cov: (K, D, D) or (D, D); weights: (K,), default
+    equal. std = 0 is a set of points. Raises ValueError where these do not fit.
+    """
+
+    def __init__(
+        self,
+        means: Tensor,
+        std: float | None = None,
+        weights: Tensor | None = None,
+        cov: Tensor | None = None,
+    ):
+        if means.ndim != 2 or (std is None) == (cov is None):
+            raise ValueError("give means of shape (K, D) and either std or cov")
+        K, D = means.shape
+        eye = torch.eye(D, dtype=means.dtype)
+        cov = std**2 * eye if cov is None else torch.as_tensor(cov, dtype=means.dtype)
+        weights = torch.ones(K, dtype=means.dtype) if weights is None else weights
+        if weights.shape != (K,) or bool((weights < 0).any()) or weights.sum() <= 0:
+            raise ValueError(f"weights must be {K} numbers >= 0, not all 0")
+        self.means, self.weights = means, weights.to(means) / weights.sum()
+        self.cov = cov.expand(K, D, D)  # (K, D, D)
+        self.variances, self.axes = torch.linalg.eigh(self.cov)  # (K, D), (K, D, D)
+        if bool((self.variances < -1e-9).any()):
+            raise ValueError("a covariance has a negative eigenvalue")
+        self.variances = self.variances.clamp(min=0)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return n draws, (n, D)."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.means.shape[1], generator=generator).to(self.means)
+        along = self.variances[k].sqrt() * z
+        return self.means[k] + torch.einsum("nij,nj->ni", self.axes[k], along)
+
+    def _parts(self, x: Tensor, alpha: Tensor, sigma: Tensor):
+        """For x (B, D): log weight + log density (B, K); offsets on the axes; vars."""
+        alpha, sigma = alpha.to(x).reshape(-1, 1, 1), sigma.to(x).reshape(-1, 1, 1)
+        offset = x[:, None] - alpha * self.means.to(x)  # (B, K, D)
+        along = torch.einsum("kij,bki->bkj", self.axes.to(x), offset)
+        var = alpha**2 * self.variances.to(x) + sigma**2  # (B or 1, K, D)
+        log_density = -0.5 * (along**2 / var + var.log() + math.log(2 * math.pi))
+        return self.weights.to(x).log() + log_density.sum(-1), along, var, alpha
+
+    def log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return log p(x_t) in nats, (B,), where x_t = alpha x_0 + sigma eps.
+
+        x: (B, D); alpha, sigma: () or (B, 1) or (B,), as a schedule returns them.
+        """
+        return self._parts(x, torch.as_tensor(alpha), torch.as_tensor(sigma))[
+            0
+        ].logsumexp(1)
+
+    def responsibilities(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return p(part k | x_t), (B, K)."""
+        parts = self._parts(x, torch.as_tensor(alpha), torch.as_tensor(sigma))
+        return parts[0].softmax(1)
+
+    def denoiser(self, schedule: Schedule) -> Callable[..., Tensor]:
+        """Return the exact denoise(x, t) = E[x_0 | x_t], x (B, D), t () or (B,)."""
+
+        def denoise(x: Tensor, t: Tensor | float, cond=None) -> Tensor:
+            logits, along, var, alpha = self._parts(x, *schedule(t, x))
+            gain = alpha * self.variances.to(x) / var * along
+            mean = self.means.to(x) + torch.einsum(
+                "kij,bkj->bki", self.axes.to(x), gain
+            )
+            return (logits.softmax(1)[..., None] * mean).sum(1)
+
+        return denoise

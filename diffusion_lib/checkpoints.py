@@ -1,0 +1,123 @@
+"""Trained networks as files: a Spec, the weights, and facts. Nothing is unpickled."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from . import networks, schedules
+from .denoiser import Denoiser
+
+FOLDER = Path(__file__).parent / "checkpoints"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How to build a module: a network by name, and for a denoiser its schedule.
+
+    Without a schedule, build() gives the bare network. Raises ValueError for unknown
+    names or options that the network does not take.
+    """
+
+    net: str
+    net_options: dict[str, Any] = field(default_factory=dict)
+    schedule: str | None = None
+    schedule_options: dict[str, Any] = field(default_factory=dict)
+    prediction: str = "v"
+    data_std: float = 1.0
+
+    def build(self) -> nn.Module:
+        """Return the module with fresh weights."""
+        net = _make(networks, networks.__all__, self.net, self.net_options)
+        if self.schedule is None:
+            return net
+        names = [n for n in vars(schedules) if n.endswith(("_schedule", "Schedule"))]
+        schedule = _make(schedules, names, self.schedule, self.schedule_options)
+        return Denoiser(net, schedule, self.prediction, self.data_std)
+
+
+def _make(module: Any, names: list[str], name: str, options: dict[str, Any]) -> Any:
+    if name not in names:
+        raise ValueError(f"unknown name {name!r}: choose from {sorted(names)}")
+    try:
+        return getattr(module, name)(**options)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take {options}: {error}") from None
+
+
+def save(
+    path: str | Path, module: nn.Module, spec: Spec, facts: dict[str, Any] | None = None
+) -> None:
+    """Write module (built from spec) to path, in half precision, in one move."""
+    path = Path(path)
+    net = module.net if spec.schedule is not None else module
+    weights = {
+        k: v.detach().to("cpu", torch.float16 if v.is_floating_point() else v.dtype)
+        for k, v in net.state_dict().items()
+    }
+    weights = {k: v.contiguous().clone() for k, v in weights.items()}
+    header = {
+        "spec": json.dumps(dataclasses.asdict(spec), sort_keys=True),
+        "facts": json.dumps(facts or {}, sort_keys=True),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(weights, partial, metadata=header)
+    os.replace(partial, path)
+
+
+def available() -> list[str]:
+    """Return the names of the shipped checkpoints."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def load(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """Return the module of a shipped name or a file, in float32 and eval mode.
+
+    Raises ValueError for an unknown name, a damaged file, or one not written by save.
+    """
+    path, header = _open(name)
+    spec = Spec(**json.loads(header["spec"]))
+    module = spec.build()
+    net = module.net if spec.schedule is not None else module
+    with safe_open(path, "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: the weights do not fit the network: {error}"
+        ) from None
+    return module.to(device).eval()
+
+
+def facts(name: str | Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: recipe, data, seed, steps, scores."""
+    _, header = _open(name)
+    return {**json.loads(header["facts"]), "spec": json.loads(header["spec"])}
+
+
+def _open(name: str | Path) -> tuple[Path, dict[str, str]]:
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        raise ValueError(
+            f"no checkpoint {str(name)!r}: shipped are {available()}; for a file of "
+            "yours give its path, ending in .safetensors"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
+    if "spec" not in header or "facts" not in header:
+        raise ValueError(f"{path} was not written by diffusion_lib.checkpoints.save")
+    return path, header

@@ -1,0 +1,119 @@
+"""Scores of generated pictures, on features of the shipped classifier.
+
+Fashion-MNIST is not what Inception saw, so its features would mislead; these come from
+a classifier of Fashion-MNIST that no generator is trained or selected with. All scores
+depend on n: compare only figures of the same n.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from . import checkpoints
+from .process import check_data
+
+
+@lru_cache(maxsize=1)
+def scorer() -> torch.nn.Module:
+    """Return the shipped classifier whose hidden layer gives the features."""
+    return checkpoints.load("fashion-classifier").requires_grad_(False)
+
+
+@torch.no_grad()
+def features(x: Tensor, batch: int = 500) -> Tensor:
+    """Return features (N, 64) float64 of grey pictures (N, 1, 28, 28) in [-1, 1].
+
+    Values outside [-1, 1] are clamped, as a screen would. Raises TypeError or
+    ValueError for integers, other shapes, NaN, or values that look like 0..255.
+    """
+    check_data(x)
+    if float(x.abs().max()) > 50:
+        raise ValueError("values beyond 50: scale pictures to [-1, 1] (x / 127.5 - 1)")
+    parts = x.float().cpu().clamp(-1, 1).split(batch)
+    return torch.cat([scorer().features(part) for part in parts]).double()
+
+
+@torch.no_grad()
+def classify(x: Tensor, batch: int = 500) -> Tensor:
+    """Return the classifier's class probabilities, (N, 10)."""
+    check_data(x)
+    parts = x.float().cpu().clamp(-1, 1).split(batch)
+    return torch.cat([scorer()(part).softmax(1) for part in parts])
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Return |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features (N, D).
+
+    Heusel et al. (2017). Biased upward: about proportional to 1/n, so quote n.
+    """
+    _check_pair(a, b)
+    cov_a, cov_b = a.T.cov(), b.T.cov()
+    values, axes = torch.linalg.eigh(cov_a)
+    root = axes * values.clamp(min=0).sqrt() @ axes.T
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    shift = (a.mean(0) - b.mean(0)).pow(2).sum()
+    return float(shift + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def kid(a: Tensor, b: Tensor) -> float:
+    """Return the kernel distance, unbiased MMD^2 with kernel (x.y / D + 1)^3.
+
+    a: (N, D), b: (M, D). Binkowski et al. (2018). About 0, also below, for equal laws.
+    """
+    _check_pair(a, b)
+    n, m = len(a), len(b)
+    within_a = (_kernel(a, a).sum() - _kernel_diagonal(a)) / (n * (n - 1))
+    within_b = (_kernel(b, b).sum() - _kernel_diagonal(b)) / (m * (m - 1))
+    return float(within_a + within_b - 2 * _kernel(a, b).mean())
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _kernel_diagonal(a: Tensor) -> Tensor:
+    return ((a * a).sum(1) / a.shape[1] + 1).pow(3).sum()
+
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
+    """Return the share of fake within the real manifold, and of real within the fake's.
+
+    A manifold is the union of balls to the k-th neighbour. Kynkaanniemi et al. (2019).
+    Precision is easily fooled (outliers have large balls): prefer density_coverage.
+    """
+    _check_pair(real, fake)
+    distance = torch.cdist(real, fake)  # (N, M)
+    precision = (distance <= _radius(real, k)[:, None]).any(0)
+    recall = (distance <= _radius(fake, k)[None]).any(1)
+    return float(precision.double().mean()), float(recall.double().mean())
+
+
+def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
+    """Return density and coverage, both near 1 for equal laws. Naeem et al. (2020)."""
+    _check_pair(real, fake)
+    inside = torch.cdist(real, fake) <= _radius(real, k)[:, None]  # (N, M)
+    return float(inside.double().sum(0).mean() / k), float(
+        inside.any(1).double().mean()
+    )
+
+
+def _radius(a: Tensor, k: int) -> Tensor:
+    """The distance of each row to its k-th neighbour, (N,)."""
+    if not 1 <= k < len(a):
+        raise ValueError(f"k must lie between 1 and {len(a) - 1}, got {k}")
+    return torch.cdist(a, a).kthvalue(k + 1, dim=1).values
+
+
+def _check_pair(a: Tensor, b: Tensor) -> None:
+    check_data(a), check_data(b)
+    if (
+        a.ndim != 2
+        or b.ndim != 2
+        or a.shape[1] != b.shape[1]
+        or min(len(a), len(b)) < 2
+    ):
+        raise ValueError(
+            f"expected two tables of features (N, D) with N >= 2, got {tuple(a.shape)} "
+            f"and {tuple(b.shape)}: pass metrics.features(pictures)"
+        )

@@ -1,0 +1,110 @@
+"""The forward process and its exact conditionals, for any schedule."""
+
+import torch
+from torch import Tensor
+
+from .schedules import Schedule
+
+
+def q_sample(schedule: Schedule, x0: Tensor, t: Tensor | float, eps: Tensor) -> Tensor:
+    """Return x_t = alpha_t x_0 + sigma_t eps, a draw of q(x_t | x_0).
+
+    x0, eps: (B, ...) of one shape; t: () or (B,). Pictures in [-1, 1], eps ~ N(0, I).
+    Ho et al. (2020), eq. 4. Raises TypeError for integer pictures, ValueError for
+    shapes that differ, times out of range, or x0 with NaN.
+    """
+    check_data(x0)
+    if eps.shape != x0.shape:
+        raise ValueError(
+            f"the noise has shape {tuple(eps.shape)}, the data {tuple(x0.shape)}: "
+            "draw it with torch.randn_like(x0)"
+        )
+    alpha, sigma = schedule(t, x0)
+    return alpha * x0 + sigma * eps
+
+
+def check_data(x: Tensor) -> None:
+    """Raise TypeError or ValueError unless x is a non-empty, finite, floating batch."""
+    if not x.is_floating_point():
+        raise TypeError(
+            f"data of type {x.dtype}: scale pictures in 0..255 to [-1, 1] first, "
+            "x / 127.5 - 1"
+        )
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"expected a batch (B, ...) of data, got {tuple(x.shape)}")
+    if not bool(torch.isfinite(x.detach().sum())):
+        raise ValueError("the data contain NaN or infinite values")
+
+
+def q_step(
+    schedule: Schedule, x: Tensor, t: Tensor | float, s: Tensor | float, eps: Tensor
+) -> Tensor:
+    """Return x_s, a draw of q(x_s | x_t) for s >= t: noise x (B, ...) further.
+
+    Raises ValueError if s < t, or if x_t holds no signal to scale (alpha_t = 0).
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t, x), schedule(s, x)
+    if bool((torch.as_tensor(s) < torch.as_tensor(t)).any()) or bool(
+        (alpha_t == 0).any()
+    ):
+        raise ValueError("q_step goes from t to a later s, with alpha_t > 0")
+    ratio = alpha_s / alpha_t
+    variance = sigma_s**2 - (ratio * sigma_t) ** 2
+    return ratio * x + variance.clamp(min=0).sqrt() * eps
+
+
+def posterior_coefficients(
+    schedule: Schedule,
+    x: Tensor,
+    t: Tensor | float,
+    s: Tensor | float,
+    eta: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor] | tuple[float, float, float]:
+    """Return (a, b, std): x_s = a x_t + b x_0 + std z has the right marginal at s.
+
+    std = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2); what is left of
+    sigma_s points along the noise already in x_t. Song et al. (2021, DDIM), eq. 16.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
+    fresh = eta**2 * abs(1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)
+    a = sigma_s * (1 - fresh) ** 0.5 / sigma_t
+    return a, alpha_s - a * alpha_t, sigma_s * fresh**0.5
+
+
+def q_posterior(
+    schedule: Schedule,
+    x: Tensor,
+    x0: Tensor,
+    t: Tensor | float,
+    s: Tensor | float,
+    eta: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Return mean and std of x_s given x_t and x_0, for s < t.
+
+    eta = 1 is the posterior q(x_s | x_t, x_0) of the chain (Ho et al. 2020, eq. 6-7);
+    eta = 0 the deterministic DDIM map; every eta in [0, 1] keeps the marginal q(x_s |
+    x_0). x, x0: (B, ...); the mean has their shape, std broadcasts against it.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    if bool((torch.as_tensor(s) >= torch.as_tensor(t)).any()):
+        raise ValueError("q_posterior goes back in time: s must be below t")
+    a, b, std = posterior_coefficients(schedule, x, t, s, eta)
+    return a * x + b * x0, std
+
+
+def eps_from_x0(schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor | float) -> Tensor:
+    """Return the total noise in x_t, eps = (x_t - alpha_t x_0) / sigma_t, for t > 0."""
+    alpha, sigma = schedule(t, x)
+    return (x - alpha * x0) / sigma
+
+
+def score_from_x0(
+    schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor | float
+) -> Tensor:
+    """Return grad log p_t(x_t) = (alpha_t x_0 - x_t) / sigma_t^2, x0 = E[x_0 | x_t].
+
+    This is Tweedie's formula (Efron 2011), solved for the score.
+    """
+    alpha, sigma = schedule(t, x)
+    return (alpha * x0 - x) / sigma**2

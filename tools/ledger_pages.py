@@ -1,11 +1,14 @@
 """The two generated pages: the equation ledger and the cost ledger."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import nbformat
 from docutils import nodes
-from pages import Book
+from jupyter_cache import get_cache
+from myst_nb.core.read import create_nb_reader
+from pages import Book, Label
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
@@ -43,28 +46,47 @@ def costs_file(app: Sphinx, docname: str) -> Path:
     return Path(app.config.nb_execution_cache_path) / f"costs-{name}.json"
 
 
+def executed(app: Sphinx, docname: str) -> nbformat.NotebookNode | None:
+    """The page with its outputs, as the execution cache has it."""
+    path, env = app.env.doc2path(docname), app.env
+    text = Path(path).read_text(encoding="utf8")
+    reader = create_nb_reader(path, env.myst_config, env.mystnb_config, text)
+    if reader is None:  # a page without code
+        return None
+    store = get_cache(app.config.nb_execution_cache_path)
+    record = store.match_cache_notebook(reader.read(text))
+    return store.get_cache_bundle(record.pk).nb
+
+
 def checks(app: Sphinx, docname: str) -> dict[str, dict]:
-    """Label -> what `verify` measured, read from the executed page."""
-    folder = Path(app.env.mystnb_config.output_folder)
-    path = folder / f"{docname}.ipynb"
-    if not path.exists():
-        return {}
-    notebook = nbformat.read(path, as_version=4)
-    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    """Label -> what `verify` measured on this page."""
+    notebook = executed(app, docname)
+    cells = notebook.cells if notebook else []
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
     found = [o.get("metadata", {}).get(METADATA_KEY) for o in outputs]
     return {record["label"]: dict(record) for record in found if record}
+
+
+@cache
+def entries(app: Sphinx) -> list[tuple[str, Label, dict | None]]:
+    """(label, where it stands, what its check measured) of all numbered equations."""
+    rows, known = [], {}
+    for label, stands in Book(Path(app.srcdir)).labels.items():
+        if stands.kind == "equation":
+            if stands.page not in known:
+                known[stands.page] = checks(app, f"book/{stands.page}")
+            rows.append((label, stands, known[stands.page].get(label)))
+    return rows
 
 
 def equation_table(app: Sphinx, here: str) -> nodes.Node:
     """One row for each numbered equation, in reading order."""
     rows = [["Equation", "Kind", "Tolerance", "Measured", "Compared"]]
-    for label, stands in Book(Path(app.srcdir)).labels.items():
-        if stands.kind != "equation":
-            continue
+    for label, stands, record in entries(app):
         docname = f"book/{stands.page}"
         uri = f"{app.builder.get_relative_uri(here, docname)}#equation-{label}"
         text = f"({stands.number}) {stands.page}"
-        rows.append([link(text, uri), *row_of(label, checks(app, docname).get(label))])
+        rows.append([link(text, uri), *row_of(label, record)])
     return table(rows)
 
 
@@ -138,22 +160,26 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         place.replace_self(place["rows"](app, docname))
 
 
-def hold(app: Sphinx, env: BuildEnvironment) -> list[str]:
+def rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """The generated pages are written anew each time, whichever page was read."""
+    return [f"book/{page}" for page in ("equation-ledger", "cost-ledger")]
+
+
+def hold(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of unchecked equations and of numbers that notebooks print otherwise."""
-    book = Book(Path(app.srcdir))
-    for label, stands in book.labels.items():
+    for label, stands, record in entries(app):
+        if label.startswith("eq-") and record is None:
+            where = f"book/{stands.page}"
+            LOGGER.warning("no cell verifies the equation %s", label, location=where)
+    for label, stands in Book(Path(app.srcdir)).labels.items():
         docname = f"book/{stands.page}"
-        if label.startswith("eq-") and label not in checks(app, docname):
-            LOGGER.warning("no cell verifies the equation %s", label, location=docname)
-        if stands.kind == "section":
-            continue
         kind = SPHINX_KIND.get(stands.kind, stands.kind)
         numbers = env.toc_fignumbers.get(docname, {}).get(kind, {})
-        number = numbers.get(SPHINX_ID[stands.kind].format(label))
-        if number is None or ".".join(map(str, number)) != stands.number:
-            note = "%s is numbered %s in the book but %s in its notebook"
+        found = numbers.get(SPHINX_ID.get(stands.kind, "").format(label), ())
+        number = ".".join(map(str, found))
+        if number != stands.number:
+            note = "%s is numbered %r in the book but %r in its notebook"
             LOGGER.warning(note, label, number, stands.number, location=docname)
-    return [f"book/{page}" for page in ("equation-ledger", "cost-ledger")]
 
 
 def register(app: Sphinx) -> None:
@@ -162,4 +188,5 @@ def register(app: Sphinx) -> None:
     app.add_directive("equation-ledger", EquationLedger)
     app.add_directive("cost-ledger", CostLedger)
     app.connect("doctree-resolved", fill)
-    app.connect("env-updated", hold, priority=900)
+    app.connect("env-updated", rewrite)
+    app.connect("env-check-consistency", hold)

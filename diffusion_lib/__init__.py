@@ -1,0 +1,103 @@
+"""Diffusion models, from scratch: the library of the course.
+
+x_t = alpha_t x_0 + sigma_t eps. A model is a function denoise(x, t) -> x0_hat. A sampler
+is a step function. Guidance is a wrapper.
+"""
+
+from . import checkpoints, data, ledger, metrics, networks, plotting
+from .analytic import GaussianMixture
+from .checkpoints import Spec, available, facts, load, save
+from .data import CLASSES, fashion_mnist, image_folder
+from .denoiser import PREDICTIONS, Denoiser
+from .guidance import classifier_free, clip_x0, given
+from .ledger import check, glue, verify
+from .losses import denoising_loss, dropped, log_snr_normal, min_snr, snr
+from .networks import MLP, Classifier, UNet
+from .plotting import style
+from .process import eps_from_x0, q_posterior, q_sample, q_step, score_from_x0
+from .samplers import (
+    Frame,
+    ddim_step,
+    ddpm_step,
+    dpmpp_2m_step,
+    heun_step,
+    sample,
+    trajectory,
+)
+from .schedules import (
+    DiscreteSchedule,
+    EDMSchedule,
+    FlowSchedule,
+    VPSchedule,
+    constant_schedule,
+    cosine_schedule,
+    karras_times,
+    linear_schedule,
+    log_snr_times,
+    quadratic_schedule,
+    sigmoid_schedule,
+    uniform_times,
+)
+from .training import Run, shuffled, train
+
+__all__ = [
+    "CLASSES",
+    "MLP",
+    "PREDICTIONS",
+    "Classifier",
+    "Denoiser",
+    "DiscreteSchedule",
+    "EDMSchedule",
+    "FlowSchedule",
+    "Frame",
+    "GaussianMixture",
+    "Run",
+    "Spec",
+    "UNet",
+    "VPSchedule",
+    "available",
+    "check",
+    "checkpoints",
+    "classifier_free",
+    "clip_x0",
+    "constant_schedule",
+    "cosine_schedule",
+    "data",
+    "ddim_step",
+    "ddpm_step",
+    "denoising_loss",
+    "dpmpp_2m_step",
+    "dropped",
+    "eps_from_x0",
+    "facts",
+    "fashion_mnist",
+    "given",
+    "glue",
+    "heun_step",
+    "image_folder",
+    "karras_times",
+    "ledger",
+    "linear_schedule",
+    "load",
+    "log_snr_normal",
+    "log_snr_times",
+    "metrics",
+    "min_snr",
+    "networks",
+    "plotting",
+    "q_posterior",
+    "q_sample",
+    "q_step",
+    "quadratic_schedule",
+    "sample",
+    "save",
+    "score_from_x0",
+    "shuffled",
+    "sigmoid_schedule",
+    "snr",
+    "style",
+    "train",
+    "trajectory",
+    "uniform_times",
+    "verify",
+]

@@ -183,7 +183,7 @@ def two_moons(
 
 
 def checkerboard(n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Return n points (n, 2), uniform on the dark squares of a 4 x 4 board, [-2, 2]^2."""
+    """Return n points (n, 2), uniform on the dark squares of a 4 x 4 board."""
     column = torch.randint(0, 4, (n,), generator=generator)
     row = 2 * torch.randint(0, 2, (n,), generator=generator) + column % 2
     corner = torch.stack([column, row], dim=1) - 2

@@ -11,19 +11,29 @@ import torch
 from torch import Tensor
 
 from . import checkpoints
+from .data import fashion_mnist
 from .process import check_data
+
+SCORER = "fashion-classifier"
 
 
 @lru_cache(maxsize=1)
 def scorer() -> torch.nn.Module:
     """Return the shipped classifier whose hidden layer gives the features."""
-    return checkpoints.load("fashion-classifier").requires_grad_(False)
+    return checkpoints.load(SCORER).requires_grad_(False)
+
+
+@lru_cache(maxsize=1)
+def _scale() -> float:
+    """The features' typical size on real pictures, a fact of the scorer's file."""
+    return float(checkpoints.facts(SCORER)["feature_scale"])
 
 
 @torch.no_grad()
 def features(x: Tensor, batch: int = 500) -> Tensor:
     """Return features (N, 64) float64 of grey pictures (N, 1, 28, 28) in [-1, 1].
 
+    Scaled to mean square 1 on the training pictures.
     Values outside [-1, 1] are clamped, as a screen would. Raises TypeError or
     ValueError for integers, other shapes, NaN, or values that look like 0..255.
     """
@@ -31,7 +41,7 @@ def features(x: Tensor, batch: int = 500) -> Tensor:
     if float(x.abs().max()) > 50:
         raise ValueError("values beyond 50: scale pictures to [-1, 1] (x / 127.5 - 1)")
     parts = x.float().cpu().clamp(-1, 1).split(batch)
-    return torch.cat([scorer().features(part) for part in parts]).double()
+    return torch.cat([scorer().features(part) for part in parts]).double() / _scale()
 
 
 @torch.no_grad()
@@ -96,6 +106,37 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, flo
     return float(inside.double().sum(0).mean() / k), float(
         inside.any(1).double().mean()
     )
+
+
+@lru_cache(maxsize=4)
+def real_features(n: int, split: str = "test") -> Tensor:
+    """Return the features of the first n pictures of a split of Fashion-MNIST."""
+    return features(fashion_mnist(split)[0][:n])
+
+
+def scores(pictures: Tensor, split: str = "test") -> dict[str, float]:
+    """Return every score of pictures (N, 1, 28, 28) against as many real ones.
+
+    The floor is what real pictures of the other split reach. At most 10,000 count.
+    """
+    n = min(len(pictures), 10_000)
+    fake, real = features(pictures[:n]), real_features(n, split)
+    other = real_features(n, "train" if split == "test" else "test")
+    density, coverage = density_coverage(real, fake)
+    precision, recall = precision_recall(real, fake)
+    floor = frechet_distance(other, real)
+    frechet = frechet_distance(fake, real)
+    return {
+        "n": n,
+        "frechet": frechet,
+        "frechet_floor": floor,
+        "frechet_over_floor": frechet / floor,
+        "kid": kid(fake, real),
+        "density": density,
+        "coverage": coverage,
+        "precision": precision,
+        "recall": recall,
+    }
 
 
 def _radius(a: Tensor, k: int) -> Tensor:

@@ -6,6 +6,7 @@ loop's generator and is not called by deterministic steps.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ class Frame(NamedTuple):
 
 
 def ddim_step(denoise, schedule, x, t, s, state=None, noise=None, eta: float = 0.0):
-    """DDIM (Song et al. 2021): eta = 0 is deterministic, eta = 1 is DDPM's posterior."""
+    """DDIM (Song et al. 2021): eta = 0 draws nothing, eta = 1 is DDPM's posterior."""
     x0 = denoise(x, t)
     a, b, std = posterior_coefficients(schedule, x, t, s, eta)
     x_s = torch.add(a * x, x0, alpha=b)
@@ -170,6 +171,5 @@ def sample(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Return the last x of `trajectory` (same arguments and errors), (B, ...)."""
-    for frame in trajectory(denoise, schedule, x, times, step, generator):
-        pass
-    return frame.x
+    (last,) = deque(trajectory(denoise, schedule, x, times, step, generator), maxlen=1)
+    return last.x

@@ -73,7 +73,7 @@ class Schedule(ABC):
         return t
 
     def log_snr(self, t: Tensor | float) -> Tensor:
-        """Return log(alpha_t^2 / sigma_t^2), float64, shaped as t; infinite at t = 0."""
+        """Return log(alpha_t^2 / sigma_t^2), float64, like t; infinite at t = 0."""
         alpha, sigma = self.alpha_sigma(self.checked(t))
         return 2 * (alpha.log() - sigma.log())
 

@@ -47,13 +47,13 @@ class Settings:
         return self.rate * rise * (1 + math.cos(math.pi * step / self.steps)) / 2
 
     def ema_at(self, updates: int) -> float:
-        """Return the average's decay: short-sighted at first, so that it starts fast."""
+        """Return the average's decay: short at first, so that it starts fast."""
         return min(self.ema, (1 + updates) / (10 + updates))
 
 
 @dataclass
 class Run:
-    """What training returns: the module as trained, its average, the losses, seconds."""
+    """What training returns: the module as trained, its average, losses, seconds."""
 
     model: nn.Module
     ema: nn.Module
@@ -244,8 +244,8 @@ class _Loop:
             ) from None
         if header.get("settings") != self._header():
             raise ValueError(
-                f"{self.folder} holds a run with other settings, {header.get('settings')}: "
-                "give another folder, or delete it to start anew"
+                f"{self.folder} holds a run with other settings, "
+                f"{header.get('settings')}: give another folder, or delete it"
             )
         self.losses = tensors.pop("losses").tolist()
         self.step, self.seconds = len(self.losses), float(header["seconds"])

@@ -1,6 +1,5 @@
-"""A small convolutional classifier; its last hidden layer gives the metrics' features."""
+"""A small convolutional classifier; its hidden layer gives the metrics' features."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 class Classifier(nn.Module):
     """classifier(x (B, C, 28, 28)) -> logits (B, classes); .features(x) -> (B, dim).
 
-    faults: number of kinds of damage it also learns to name, by .fault_logits(x).
+    faults: number of kinds of damage it also learns to name, see .both(x).
     """
 
     def __init__(
@@ -31,27 +30,25 @@ class Classifier(nn.Module):
         self.hidden = nn.Linear(2 * width * 7 * 7, dim)
         self.head = nn.Linear(dim, classes)
         self.fault_head = nn.Linear(dim, faults) if faults else None
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("whiten", torch.eye(dim))
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the last hidden layer, whitened once trained, (B, dim)."""
-        return (self._hidden(x) - self.mean) @ self.whiten
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the classes, (B, classes)."""
-        return self.head(F.silu(self._hidden(x)))
-
-    def fault_logits(self, x: Tensor) -> Tensor:
-        """Return the logits of the kinds of damage, (B, faults)."""
-        return self.fault_head(F.silu(self._hidden(x)))
-
-    def _hidden(self, x: Tensor) -> Tensor:
+        """Return the last hidden layer, before its nonlinearity, (B, dim)."""
         if x.ndim != 4 or x.shape[1:] != (self.channels, 28, 28):
             raise ValueError(
                 f"expected pictures (B, {self.channels}, 28, 28), got {tuple(x.shape)}"
             )
         return self.hidden(self.body(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of the classes, (B, classes)."""
+        return self.head(F.silu(self.features(x)))
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of the classes and of the kinds of damage, (B, faults)."""
+        if self.fault_head is None:
+            raise ValueError("this classifier was built with faults=0")
+        h = F.silu(self.features(x))
+        return self.head(h), self.fault_head(h)
 
 
 def _stage(channels: int, out: int) -> list[nn.Module]:

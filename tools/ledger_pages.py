@@ -165,8 +165,25 @@ def rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
     return [f"book/{page}" for page in ("equation-ledger", "cost-ledger")]
 
 
+def bare_figures(notebook: nbformat.NotebookNode | None) -> list[str]:
+    """The first lines of cells that drew a picture without name, caption and alt."""
+    bare = []
+    for cell in notebook.cells if notebook else []:
+        settings = cell.metadata.get("mystnb", {})
+        figure, image = settings.get("figure", {}), settings.get("image", {})
+        named = figure.get("name") and figure.get("caption") and image.get("alt")
+        drawn = any("image/png" in o.get("data", {}) for o in cell.get("outputs", []))
+        if drawn and not named:
+            bare.append(cell.source.split("\n")[0])
+    return bare
+
+
 def hold(app: Sphinx, env: BuildEnvironment) -> None:
-    """Warn of unchecked equations and of numbers that notebooks print otherwise."""
+    """Warn of unchecked equations, bare figures, and numbers that do not agree."""
+    for page in Book(Path(app.srcdir)).notebooks:
+        for line in bare_figures(executed(app, f"book/{page}")):
+            note = "a figure without name, caption or alt text: %s"
+            LOGGER.warning(note, line, location=f"book/{page}")
     for label, stands, record in entries(app):
         if label.startswith("eq-") and record is None:
             where = f"book/{stands.page}"

@@ -1,7 +1,7 @@
 """Diffusion models, from scratch: the library of the course.
 
-x_t = alpha_t x_0 + sigma_t eps. A model is a function denoise(x, t) -> x0_hat. A sampler
-is a step function. Guidance is a wrapper.
+x_t = alpha_t x_0 + sigma_t eps. A model is a function denoise(x, t) -> x0_hat.
+A sampler is a step function. Guidance is a wrapper.
 """
 
 from . import checkpoints, data, ledger, metrics, networks, plotting

@@ -105,8 +105,7 @@ def grid(
     shaped = padded.reshape(rows, columns, *tiles.shape[1:])
     fig, ax, centres = _montage(shaped, top=0.0 if titles is None else 0.3)
     for (u, v), title in zip(centres, titles or (), strict=False):
-        above = v - tiles.shape[1] / 2 - 0.5
-        ax.text(u, above, text(title), ha="center", va="bottom")
+        ax.text(u, v - tiles.shape[1] / 2, text(title), ha="center", va="bottom")
     return fig
 
 

@@ -36,7 +36,7 @@ def test_order_lives_in_the_contents_alone():
 
 
 def test_labels_are_unique():
-    kinds = r"^\$\$[ \t]*\(([\w-]+)\)|^:label: (\S+)|^ +name: (\S+)|^\(([\w-]+)\)="
+    kinds = r"^\$\$[ \t]*\(([\w-]+)\)|^:label: (\S+)|^ +name: (fig-\S+)|^\(([\w-]+)\)="
     found = re.findall(kinds, "\n".join(map(BOOK.text, PAGES)), re.M)
     labels = ["".join(groups) for groups in found]
     assert {label for label in labels if labels.count(label) > 1} == set()
@@ -78,7 +78,7 @@ def test_a_page_opens_and_closes_as_all_do(page):
 def test_exercises_have_hints_and_executed_folded_solutions(page):
     text = BOOK.text(page)
     exercises = re.findall(
-        r"\{exercise-start\}.*\n:label: (\S+)(.*?)\{exercise-end\}", text, re.S
+        r"\{exercise-start\}[^\n]*\n:label: (\S+)(.*?)\{exercise-end\}", text, re.S
     )
     assert 3 <= len(exercises), "three exercises or more"
     assert len(exercises) == text.count("{exercise-start}"), "{exercise-end} is missing"

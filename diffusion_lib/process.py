@@ -13,27 +13,33 @@ def q_sample(schedule: Schedule, x0: Tensor, t: Tensor | float, eps: Tensor) -> 
     Ho et al. (2020), eq. 4. Raises TypeError for integer pictures, ValueError for
     shapes that differ, times out of range, or x0 with NaN.
     """
-    check_data(x0)
-    if eps.shape != x0.shape:
-        raise ValueError(
-            f"the noise has shape {tuple(eps.shape)}, the data {tuple(x0.shape)}: "
-            "draw it with torch.randn_like(x0)"
-        )
+    check_alike(x0, eps)
     alpha, sigma = schedule(t, x0)
     return alpha * x0 + sigma * eps
 
 
 def check_data(x: Tensor) -> None:
     """Raise TypeError or ValueError unless x is a non-empty, finite, floating batch."""
-    if not x.is_floating_point():
+    if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(
-            f"data of type {x.dtype}: scale pictures in 0..255 to [-1, 1] first, "
-            "x / 127.5 - 1"
+            f"expected a floating-point tensor, got {getattr(x, 'dtype', type(x))}: "
+            "scale pictures in 0..255 to [-1, 1] first, x / 127.5 - 1"
         )
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"expected a batch (B, ...) of data, got {tuple(x.shape)}")
-    if not bool(torch.isfinite(x.detach().sum())):
+    low, high = x.detach().aminmax()
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):  # NaN spreads to both
         raise ValueError("the data contain NaN or infinite values")
+
+
+def check_alike(x: Tensor, other: Tensor) -> None:
+    """Raise as check_data does, or ValueError unless other has the shape of x."""
+    check_data(x)
+    if other.shape != x.shape:
+        raise ValueError(
+            f"expected two tensors of one shape, got {tuple(x.shape)} and "
+            f"{tuple(other.shape)}: noise is drawn with torch.randn_like(x0)"
+        )
 
 
 def q_step(
@@ -43,6 +49,7 @@ def q_step(
 
     Raises ValueError if s < t, or if x_t holds no signal to scale (alpha_t = 0).
     """
+    check_alike(x, eps)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t, x), schedule(s, x)
     if bool((torch.as_tensor(s) < torch.as_tensor(t)).any()) or bool(
         (alpha_t == 0).any()
@@ -64,7 +71,10 @@ def posterior_coefficients(
 
     std = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2); what is left of
     sigma_s points along the noise already in x_t. Song et al. (2021, DDIM), eq. 16.
+    Raises ValueError unless 0 <= eta <= 1. With eta = 0, s may also lie above t.
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
     fresh = eta**2 * abs(1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)
     a = sigma_s * (1 - fresh) ** 0.5 / sigma_t
@@ -85,8 +95,7 @@ def q_posterior(
     eta = 0 the deterministic DDIM map; every eta in [0, 1] keeps the marginal q(x_s |
     x_0). x, x0: (B, ...); the mean has their shape, std broadcasts against it.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    check_alike(x, x0)
     if bool((torch.as_tensor(s) >= torch.as_tensor(t)).any()):
         raise ValueError("q_posterior goes back in time: s must be below t")
     a, b, std = posterior_coefficients(schedule, x, t, s, eta)
@@ -95,7 +104,7 @@ def q_posterior(
 
 def eps_from_x0(schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor | float) -> Tensor:
     """Return the total noise in x_t, eps = (x_t - alpha_t x_0) / sigma_t, for t > 0."""
-    alpha, sigma = schedule(t, x)
+    alpha, sigma = _noisy(schedule, x, x0, t)
     return (x - alpha * x0) / sigma
 
 
@@ -106,5 +115,14 @@ def score_from_x0(
 
     This is Tweedie's formula (Efron 2011), solved for the score.
     """
-    alpha, sigma = schedule(t, x)
+    alpha, sigma = _noisy(schedule, x, x0, t)
     return (alpha * x0 - x) / sigma**2
+
+
+def _noisy(schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor | float):
+    """(alpha_t, sigma_t) at times that have noise."""
+    check_alike(x, x0)
+    alpha, sigma = schedule(t, x)
+    if bool((sigma == 0).any()):
+        raise ValueError("at t = 0 x holds no noise to speak of: ask at t > 0")
+    return alpha, sigma

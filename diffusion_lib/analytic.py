@@ -25,14 +25,15 @@ class GaussianMixture:
     ):
         if means.ndim != 2 or (std is None) == (cov is None):
             raise ValueError("give means of shape (K, D) and either std or cov")
+        if not means.is_floating_point() or not bool(torch.isfinite(means).all()):
+            raise ValueError("means must be finite floating-point numbers")
         K, D = means.shape
-        eye = torch.eye(D, dtype=means.dtype)
-        cov = std**2 * eye if cov is None else torch.as_tensor(cov, dtype=means.dtype)
+        cov = _covariances(K, D, std, cov).to(means)
         weights = torch.ones(K, dtype=means.dtype) if weights is None else weights
         if weights.shape != (K,) or bool((weights < 0).any()) or weights.sum() <= 0:
             raise ValueError(f"weights must be {K} numbers >= 0, not all 0")
         self.means, self.weights = means, weights.to(means) / weights.sum()
-        self.cov = cov.expand(K, D, D)  # (K, D, D)
+        self.cov = cov  # (K, D, D)
         self.variances, self.axes = torch.linalg.eigh(self.cov)  # (K, D), (K, D, D)
         if bool((self.variances < -1e-9).any()):
             raise ValueError("a covariance has a negative eigenvalue")
@@ -47,6 +48,10 @@ class GaussianMixture:
 
     def _parts(self, x: Tensor, alpha: Tensor, sigma: Tensor):
         """For x (B, D): log weight + log density (B, K); offsets on the axes; vars."""
+        if x.ndim != 2 or x.shape[1] != self.means.shape[1]:
+            raise ValueError(
+                f"x must have shape (B, {self.means.shape[1]}), got {tuple(x.shape)}"
+            )
         alpha, sigma = alpha.to(x).reshape(-1, 1, 1), sigma.to(x).reshape(-1, 1, 1)
         offset = x[:, None] - alpha * self.means.to(x)  # (B, K, D)
         along = torch.einsum("kij,bki->bkj", self.axes.to(x), offset)
@@ -80,3 +85,16 @@ class GaussianMixture:
             return (logits.softmax(1)[..., None] * mean).sum(1)
 
         return denoise
+
+
+def _covariances(K: int, D: int, std: float | None, cov: Tensor | None) -> Tensor:
+    """Return (K, D, D) from a common deviation, one matrix or K of them."""
+    if cov is None:
+        if std is None or not 0 <= std < math.inf:
+            raise ValueError(f"std must be a number >= 0, got {std}")
+        cov = std**2 * torch.eye(D, dtype=torch.float64)
+    if cov.shape not in ((D, D), (K, D, D)):
+        raise ValueError(f"cov must be ({D}, {D}) or ({K}, {D}, {D}): {cov.shape}")
+    if not torch.allclose(cov, cov.mT):  # NaN fails, too
+        raise ValueError("a covariance must be symmetric")
+    return cov.expand(K, D, D)

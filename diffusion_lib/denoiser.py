@@ -65,12 +65,23 @@ class Denoiser(nn.Module):
         return alpha, sigma, a, b
 
     def output(self, x: Tensor, t: Tensor | float, cond: Cond | None = None) -> Tensor:
-        """Return the net's raw output at x_t (B, ...), t () or (B,)."""
+        """Return the net's raw output at x_t (B, ...), t () or (B,), t > 0.
+
+        Raises ValueError at t = 0, or if the net answers in another shape.
+        """
         alpha, sigma = self.schedule.at(t, x)
+        if sigma == 0 if isinstance(sigma, float) else bool((sigma == 0).any()):
+            raise ValueError("the denoiser is not defined at t = 0: x is clean there")
         data_std = self.data_std if self.prediction == "edm" else 1.0
         scale = ((alpha * data_std) ** 2 + sigma**2) ** -0.5
         u = self.schedule.embed(t).to(x.device, x.dtype).expand(len(x))
-        return self.net(scale * x, u, cond).to(x.dtype)
+        y = self.net(scale * x, u, cond)
+        if y.shape != x.shape:
+            raise ValueError(
+                f"the net answered {tuple(y.shape)} for an input of {tuple(x.shape)}: "
+                "it must return a tensor of the input's shape"
+            )
+        return y.to(x.dtype)
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
         """Return what the net should say: a x_0 + b eps."""
@@ -82,15 +93,15 @@ class Denoiser(nn.Module):
 
         Raises ValueError at t = 0, where there is nothing to denoise.
         """
-        alpha, sigma, a, b = self.coefficients(t, x)
-        if sigma == 0 if isinstance(sigma, float) else bool((sigma == 0).any()):
-            raise ValueError("the denoiser is not defined at t = 0: x is clean there")
-        divisor = b * alpha - sigma * a
         y = self.output(x, t, cond)
+        alpha, sigma, a, b = self.coefficients(t, x)
+        divisor = b * alpha - sigma * a
         return b / divisor * x - sigma / divisor * y
 
     def null(self, cond: Cond) -> Cond:
         """Return cond with every condition that can be dropped replaced by its null."""
-        if not hasattr(self.net, "null"):
-            raise ValueError("this net has no conditions: it cannot be guided by them")
+        if not cond or not hasattr(self.net, "null"):
+            raise ValueError(
+                "no conditions to drop: none were given, or this net knows none"
+            )
         return self.net.null(cond)

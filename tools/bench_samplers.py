@@ -1,0 +1,146 @@
+"""The samplers that `bench` compares: what they cost besides the network."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import denoising_diffusion_pytorch.denoising_diffusion_pytorch as lucidrains
+import diffusers
+import smalldiffusion
+import torch
+from accelerate import Accelerator
+from bench_networks import Tasks, timed
+from torch import nn
+
+import diffusion_lib as dl
+
+SHAPE = (64, 1, 28, 28)  # what the samplers work on
+CALLS = 50  # steps of a trajectory
+
+Sampler = tuple["Fake", Callable[[], object]]  # the network, and a whole trajectory
+
+
+class Fake(nn.Module, smalldiffusion.ModelMixin):
+    """A network that costs nothing: counts its calls and returns one fixed tensor."""
+
+    channels, out_dim, self_condition, input_dims = 1, 1, False, SHAPE[1:]
+
+    def __init__(self):
+        super().__init__()
+        self.answer, self.calls = torch.randn(SHAPE).clamp(-1, 1), 0
+
+    def forward(self, x, t=None, cond=None):
+        """Return the fixed tensor."""
+        self.calls += 1
+        return self.answer
+
+
+def sampler_tasks() -> Tasks:
+    """Return what measures the samplers' cost a network call, in fused updates.
+
+    Form "direct": the network says what the sampler takes most directly (x0; for
+    smalldiffusion the noise). Form "v": it says v, and turning that into x0 counts.
+    The fused update itself is measured in microseconds.
+    """
+    tasks: Tasks = {("overhead", "fused update", "direct"): fused_update}
+    for form in ("direct", "v"):
+        for name, (fake, run) in {**our_samplers(form), **peers(form)}.items():
+            tasks["overhead", name, form] = partial(in_updates, fake, run)
+    return tasks
+
+
+def fused_update(repeats: int = 2 * CALLS) -> float:
+    """Return the microseconds of x <- a x + b e, the least that a sampler can do."""
+    x, e = torch.randn(SHAPE), torch.randn(SHAPE)
+    with torch.no_grad():
+        start = time.perf_counter()
+        for _ in range(repeats):
+            x = torch.add(0.9 * x, e, alpha=0.1)
+        return (time.perf_counter() - start) / repeats * 1e6
+
+
+def in_updates(fake: Fake, run: Callable[[], object], repeats: int = 2) -> float:
+    """Return what whole trajectories cost a network call, in fused updates.
+
+    The unit is measured right before and right after.
+    """
+    calls, before = fake.calls, fused_update()
+    seconds = timed(lambda: [run() for _ in range(repeats)])
+    return 2e6 * seconds / (fake.calls - calls) / (before + fused_update())
+
+
+def our_samplers(form: str) -> dict[str, Sampler]:
+    """Return our samplers; "direct" is denoise(x, t) -> x0, "v" a whole Denoiser."""
+    schedule, x, samplers = dl.linear_schedule(), torch.randn(SHAPE), {}
+    for step in (dl.ddim_step, dl.ddpm_step, dl.heun_step, dl.dpmpp_2m_step):
+        fake = Fake()
+        denoise = fake if form == "direct" else dl.Denoiser(fake, schedule, "v")
+        run = partial(dl.sample, denoise, schedule, x, CALLS, step)
+        samplers["ours: " + step.__name__.removesuffix("_step")] = fake, run
+    return samplers
+
+
+def peers(form: str) -> dict[str, Sampler]:
+    """Return the peers' samplers."""
+    samplers = {
+        f"diffusers: {name.removesuffix('Scheduler')}": of_diffusers(name, form)
+        for name in (
+            "DDIMScheduler",
+            "DDPMScheduler",
+            "HeunDiscreteScheduler",
+            "DPMSolverMultistepScheduler",
+        )
+    }
+    samplers["denoising-diffusion-pytorch: ddim_sample"] = of_lucidrains(form)
+    samplers["smalldiffusion: samples, DDIM"] = of_smalldiffusion(form, mu=0.0)
+    samplers["smalldiffusion: samples, DDPM"] = of_smalldiffusion(form, mu=0.5)
+    return samplers
+
+
+def of_diffusers(name: str, form: str) -> Sampler:
+    """Return a scheduler, unclipped, in the loop that its pipelines run."""
+    prediction = "sample" if form == "direct" else "v_prediction"
+    scheduler = getattr(diffusers, name)(prediction_type=prediction)
+    if "clip_sample" in scheduler.config:
+        scheduler.register_to_config(clip_sample=False)
+    fake, start = Fake(), torch.randn(SHAPE)
+
+    def run():
+        scheduler.set_timesteps(CALLS)
+        x = start * scheduler.init_noise_sigma
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                output = fake(scheduler.scale_model_input(x, t), t)
+                x = scheduler.step(output, t, x).prev_sample
+
+    return fake, run
+
+
+def of_lucidrains(form: str) -> Sampler:
+    """Return GaussianDiffusion.ddim_sample (it always clips x0), no progress bar."""
+    lucidrains.tqdm = lambda steps, **_: steps
+    fake = Fake()
+    diffusion = lucidrains.GaussianDiffusion(
+        fake,
+        image_size=28,
+        sampling_timesteps=CALLS,
+        objective="pred_x0" if form == "direct" else "pred_v",
+        beta_schedule="linear",
+        auto_normalize=False,
+    )
+    return fake, partial(diffusion.ddim_sample, SHAPE)
+
+
+def of_smalldiffusion(form: str, mu: float) -> Sampler:
+    """Return `samples`; mu = 0 is DDIM, 0.5 DDPM. It also draws noise where mu = 0."""
+    fake = Fake() if form == "direct" else smalldiffusion.PredV(Fake)()
+    sigmas = smalldiffusion.ScheduleDDPM().sample_sigmas(CALLS)
+    x, accelerator = torch.randn(SHAPE) * sigmas[0], Accelerator(cpu=True)
+
+    def run():
+        for _ in smalldiffusion.samples(
+            fake, sigmas, mu=mu, xt=x, accelerator=accelerator
+        ):
+            pass
+
+    return fake, run

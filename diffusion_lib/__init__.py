@@ -7,6 +7,7 @@ A sampler is a step function. Guidance is a wrapper.
 from . import checkpoints, data, ledger, metrics, networks, plotting
 from .analytic import GaussianMixture
 from .checkpoints import Spec, available, facts, load, save
+from .convert import convert_point, convert_time, on_schedule
 from .data import CLASSES, fashion_mnist, image_folder
 from .denoiser import PREDICTIONS, Denoiser
 from .guidance import classifier_free, clip_x0, given
@@ -61,6 +62,8 @@ __all__ = [
     "classifier_free",
     "clip_x0",
     "constant_schedule",
+    "convert_point",
+    "convert_time",
     "cosine_schedule",
     "data",
     "ddim_step",
@@ -84,6 +87,7 @@ __all__ = [
     "metrics",
     "min_snr",
     "networks",
+    "on_schedule",
     "plotting",
     "q_posterior",
     "q_sample",

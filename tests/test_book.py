@@ -51,7 +51,7 @@ def test_every_numbered_equation_is_a_definition_or_verified(page):
     assert {label[:3] for label in equations} <= {"eq-", "def"}, (
         "label: eq-... or def-..."
     )
-    assert not re.search(r"\\begin\{(align|equation|gather)", text), "use aligned"
+    assert not re.search(r"\\begin\{(align|equation|gather)[*}]", text), "use aligned"
     assert "{math}\n" not in text, "write $$ ... $$ (eq-...)"
     verified = set(re.findall(r"""verify\(\s*["']([\w-]+)["']""", code))
     statements = {label for label in equations if label.startswith("eq-")}

@@ -24,9 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_lib.plotting.frames import animation as animation
 from diffusion_lib.plotting.frames import explore as explore
+from diffusion_lib.plotting.frames import match, text
 from diffusion_lib.plotting.frames import slider as slider
 from diffusion_lib.plotting.frames import table as table
-from diffusion_lib.plotting.frames import text
 
 INK = "#7B7B7B"
 _HUES = ("#467BFB", "#D67114", "#04A65A", "#CA36A4", "#8C6A27")
@@ -92,10 +92,8 @@ def grid(
     shape, NaN, or pictures in 0..255.
     """
     tiles = _tiles(x)
-    if titles is not None and len(titles) != len(tiles):
-        raise ValueError(
-            f"{len(titles)} titles for {len(tiles)} pictures: give one each"
-        )
+    if titles is not None:
+        match(titles, "titles", tiles, "pictures")
     columns = min(len(tiles), columns or (8 if titles is None else 5))
     if columns < 1:
         raise ValueError(f"columns is {columns}: give 1 or more")
@@ -121,15 +119,12 @@ def strip(
     examples. Raises ValueError where their numbers differ, and as :func:`grid` does.
     """
     batches = [_tiles(frame) for frame in frames]  # type: ignore[union-attr]
-    if not batches or len(batches) != len(labels):
-        raise ValueError(
-            f"{len(labels)} labels for {len(batches)} frames: give one each"
-        )
-    if len({batch.shape for batch in batches}) > 1:
-        raise ValueError("frames must all have one shape (N, C, H, W)")
+    match(labels, "labels", batches, "frames")
+    if len({batch.shape for batch in batches}) != 1:
+        raise ValueError("frames must be one or more, of one shape (N, C, H, W)")
     tiles = np.stack(batches, axis=1)  # (N, frames, H, W, 4)
-    if rows is not None and len(rows) != len(tiles):
-        raise ValueError(f"{len(rows)} row names for {len(tiles)} rows: give one each")
+    if rows is not None:
+        match(rows, "row names", tiles, "rows")
     fig, ax, centres = _montage(tiles, left=1.0 if rows else 0.0, bottom=0.55)
     across, down = centres[: len(labels), 0], centres[:: len(labels), 1]
     ax.set_xticks(across, [text(label) for label in labels])

@@ -11,7 +11,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from html import escape
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from IPython.display import Image as Picture
 
 _DPI = 150  # dots of an inch in a frame; it is shown as 100 CSS pixels
+_FIT = "max-width:100%;height:auto;padding:0;background:none"
 _STEP = (
     "const b=this.closest('.frames'),p=b.querySelectorAll('img'),"
     "l=p[this.value].dataset.label;"
@@ -53,6 +54,13 @@ def text(value: object, digits: int = 4) -> str:
     return str(int(number)) if whole else f"{number:.{digits}g}"
 
 
+def match(names: Sized, kind: str, things: Sized, what: str) -> None:
+    """Raise ValueError unless there are as many names as things."""
+    if len(names) != len(things):
+        count = f"{len(names)} {kind} for {len(things)} {what}"
+        raise ValueError(f"{count}: give one for each")
+
+
 def slider(
     figures: Sequence[Figure], labels: Sequence[object], name: str, alt: str = ""
 ) -> "HTML":
@@ -63,8 +71,7 @@ def slider(
     """
     from IPython.display import HTML
 
-    if len(labels) != len(figures):
-        raise ValueError(f"{len(labels)} labels for {len(figures)} figures: one each")
+    match(labels, "labels", figures, "figures")
     if not re.fullmatch(r"[A-Za-z][\w-]*", name):
         raise ValueError(f"name is {name!r}: use letters, digits, - and _")
     frames, words = _render(figures), [escape(text(label)) for label in labels]
@@ -72,16 +79,12 @@ def slider(
     pictures = "".join(
         f'<img alt="{f"{title}: {word}" if alt else word}" data-label="{word}" '
         f'src="data:image/webp;base64,{base64.b64encode(frame).decode()}" '
-        f'width="{width}" style="display:{"none" if i else "block"};max-width:100%;'
-        'height:auto;padding:0;background:none">'
+        f'width="{width}" style="display:{"none" if i else "block"};{_FIT}">'
         for i, (frame, word) in enumerate(zip(frames, words, strict=True))
     )
-    controls = _controls(len(frames) - 1, words[0])
     return HTML(
-        f'<div class="frames" id="{name}" role="group" aria-label="{title or name}" '
-        f'style="max-width:100%;background:none;color:inherit">{pictures}'
-        f'<div style="display:flex;align-items:center;gap:.6em;max-width:{width}px">'
-        f"{controls}</div></div>"
+        f'<div class="frames" id="{name}" role="group" aria-label="{title or name}">'
+        f"{pictures}{_controls(len(frames) - 1, words[0], width)}</div>"
     )
 
 
@@ -163,15 +166,16 @@ def _render(figures: Sequence[Figure]) -> list[bytes]:
     return frames
 
 
-def _controls(last: int, word: str) -> str:
+def _controls(last: int, word: str, width: int) -> str:
     return (
+        f'<div style="display:flex;align-items:center;gap:.6em;max-width:{width}px">'
         f'<button type="button" aria-label="play" onclick="{_PLAY}" style="width:2.4em;'
         "height:2.4em;padding:0;color:inherit;background:none;border:1px solid;"
         'border-radius:4px">\u25b6</button>'
         f'<input type="range" min="0" max="{last}" value="0" aria-label="frame" '
         f'aria-valuetext="{word}" oninput="{_STEP}" autocomplete="off" '
         'style="flex:1;min-width:0;height:2em">'
-        f'<output style="min-width:6em">{word}</output>'
+        f'<output style="min-width:6em">{word}</output></div>'
     )
 
 

@@ -16,6 +16,7 @@ from . import networks, schedules
 from .denoiser import Denoiser
 
 FOLDER = Path(__file__).parent / "checkpoints"
+FOREIGN = "not written by diffusion_lib.checkpoints.save, or by another version"
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,22 @@ def _make(module: Any, names: list[str], name: str, options: dict[str, Any]) -> 
 def save(
     path: str | Path, module: nn.Module, spec: Spec, facts: dict[str, Any] | None = None
 ) -> None:
-    """Write module (built from spec) to path, in half precision, in one move."""
+    """Write module (built from spec) to path, in half precision, in one move.
+
+    Raises ValueError unless path ends in .safetensors, or if a weight is not finite in
+    half precision (beyond 65,504).
+    """
     path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: give a path ending in .safetensors")
     net = module.net if spec.schedule is not None else module
     weights = {
         k: v.detach().to("cpu", torch.float16 if v.is_floating_point() else v.dtype)
         for k, v in net.state_dict().items()
     }
     weights = {k: v.contiguous().clone() for k, v in weights.items()}
+    if broken := [k for k, v in weights.items() if not bool(v.isfinite().all())]:
+        raise ValueError(f"not finite in half precision: {', '.join(broken)}")
     header = {
         "spec": json.dumps(dataclasses.asdict(spec), sort_keys=True),
         "facts": json.dumps(facts or {}, sort_keys=True),
@@ -84,7 +93,10 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     Raises ValueError for an unknown name, a damaged file, or one not written by save.
     """
     path, header = _open(name)
-    spec = Spec(**json.loads(header["spec"]))
+    try:
+        spec = Spec(**json.loads(header["spec"]))
+    except (TypeError, json.JSONDecodeError):
+        raise ValueError(f"{path} was {FOREIGN}") from None
     module = spec.build()
     net = module.net if spec.schedule is not None else module
     with safe_open(path, "pt") as file:
@@ -119,5 +131,5 @@ def _open(name: str | Path) -> tuple[Path, dict[str, str]]:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
     if "spec" not in header or "facts" not in header:
-        raise ValueError(f"{path} was not written by diffusion_lib.checkpoints.save")
+        raise ValueError(f"{path} was {FOREIGN}")
     return path, header

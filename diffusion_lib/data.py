@@ -135,6 +135,8 @@ def image_folder(path: str | Path, size: int, channels: int = 3) -> Tensor:
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder")
+    if size < 1:
+        raise ValueError(f"size, the side in pixels, must be at least 1, got {size}")
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_FILES)

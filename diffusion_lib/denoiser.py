@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .networks.blocks import Cond
 from .schedules import Schedule
-
-Cond = dict[str, Tensor]
 
 
 def _edm(alpha, sigma, data_std):
@@ -67,8 +66,11 @@ class Denoiser(nn.Module):
     def output(self, x: Tensor, t: Tensor | float, cond: Cond | None = None) -> Tensor:
         """Return the net's raw output at x_t (B, ...), t () or (B,), t > 0.
 
-        Raises ValueError at t = 0, or if the net answers in another shape.
+        Raises ValueError at t = 0, or if the net answers in another shape; TypeError
+        for an integer x.
         """
+        if not x.is_floating_point():
+            raise TypeError(f"x is {x.dtype}: scale 0..255 to [-1, 1], x / 127.5 - 1")
         alpha, sigma = self.schedule.at(t, x)
         if sigma == 0 if isinstance(sigma, float) else bool((sigma == 0).any()):
             raise ValueError("the denoiser is not defined at t = 0: x is clean there")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .denoiser import Cond, Denoiser
-from .process import q_sample
+from .process import check_data, q_sample
 from .schedules import Schedule
 
 DISTANCES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
@@ -30,6 +30,7 @@ def denoising_loss(
     """
     if distance not in DISTANCES:
         raise ValueError(f"unknown distance {distance!r}: one of {list(DISTANCES)}")
+    check_data(x0)
     t = denoiser.schedule.random_times(len(x0)) if t is None else t
     eps = torch.randn_like(x0) if eps is None else eps
     x = q_sample(denoiser.schedule, x0, t, eps)
@@ -49,6 +50,8 @@ def min_snr(gamma: float = 5.0) -> Callable[[Denoiser, Tensor], Tensor]:
     An error in x_0 appears in the output y = a x_0 + b eps times (a - b alpha / sigma);
     the weight is divided by that factor's square. Hang et al. (2023).
     """
+    if not gamma > 0:
+        raise ValueError(f"gamma must be above 0, got {gamma}")
 
     def weight(denoiser: Denoiser, t: Tensor) -> Tensor:
         like = torch.empty(len(t), 1, dtype=torch.float64)
@@ -67,6 +70,10 @@ def log_snr_normal(
     Karras et al. (2022) draw log(sigma) from a normal; this is their density for any
     schedule. The uniform share keeps both ends of the schedule trained.
     """
+    if not (std >= 0 and 0 <= uniform <= 1):
+        raise ValueError(
+            f"std must be >= 0 and uniform a share in [0, 1], got {std} and {uniform}"
+        )
     t = schedule.time_at(mean + std * torch.randn(n, dtype=torch.float64))
     lowest = schedule.t_max * 1e-4
     if hasattr(schedule, "T"):

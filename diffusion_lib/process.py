@@ -71,11 +71,16 @@ def posterior_coefficients(
 
     std = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2); what is left of
     sigma_s points along the noise already in x_t. Song et al. (2021, DDIM), eq. 16.
-    Raises ValueError unless 0 <= eta <= 1. With eta = 0, s may also lie above t.
+    Raises ValueError unless 0 <= eta <= 1. With eta = 0, s may also lie above t > 0.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
+    if isinstance(sigma_t, float) and (sigma_t == 0 or sigma_s > sigma_t > 0 < eta):
+        raise ValueError(
+            f"no step from t = {float(t):g} to {float(s):g}: start above t = 0, "
+            "and with fresh noise (eta > 0) times must fall"
+        )
     fresh = eta**2 * abs(1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)
     a = sigma_s * (1 - fresh) ** 0.5 / sigma_t
     return a, alpha_s - a * alpha_t, sigma_s * fresh**0.5

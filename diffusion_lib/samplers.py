@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .process import posterior_coefficients
+from .process import check_data, posterior_coefficients
 from .schedules import Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -124,9 +124,10 @@ def trajectory(
 
     times: (n + 1,) falling to 0 (or rising, for inversion with an ODE step), or n for
     schedule.times(n). The network is called at all but the last. generator: of the
-    noise of stochastic steps; on any device. Raises ValueError for times that repeat,
-    turn back or start at 0, and once at the end if x has become NaN or infinite.
+    noise of stochastic steps; on any device. Raises ValueError for an empty x, times
+    that repeat, turn back or start at 0, and at the end if x is NaN or infinite.
     """
+    check_data(x)
     times = checked_times(schedule, times)
     noise = noise_like(x, generator)
     state: Any = None

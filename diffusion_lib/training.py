@@ -106,14 +106,16 @@ def train(
     with `accelerate launch`. Raises ValueError if the loss becomes NaN or the folder
     holds a run with other settings.
     """
+    if save_every < 1:
+        raise ValueError(f"save_every must be at least 1, got {save_every}")
     loop = _Loop(module, loss, batches, Settings(steps, **settings), folder)
     return loop.run(save_every, on_step)
 
 
 class _Loop:
     def __init__(self, module, loss, batches, settings: Settings, folder):
-        if settings.steps < 1 or settings.accumulate < 1:
-            raise ValueError("steps and accumulate must be at least 1")
+        if settings.steps < 1 or settings.accumulate < 1 or not 0 <= settings.ema < 1:
+            raise ValueError("steps and accumulate are at least 1, ema lies in [0, 1)")
         self.module, self.loss, self.batches = module, loss, batches
         self.settings = settings
         self.folder = None if folder is None else Path(folder)
@@ -154,7 +156,8 @@ class _Loop:
                     on_step(self.step, loss)
         self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
         self.module.eval()
-        return Run(self.module, self._averaged(), self.losses, self.seconds)
+        average = self._with_net(self.average.module).eval()
+        return Run(self.module, average, self.losses, self.seconds)
 
     def _with_net(self, net: nn.Module) -> nn.Module:
         """The module around another net: only the net is prepared, never bypassed."""
@@ -193,13 +196,6 @@ class _Loop:
         batch = _to(self.batches(index), self.accelerator.device)
         torch.manual_seed(self.settings.seed * 1_000_003 + index)
         return self.loss(worker, batch).mean()
-
-    def _averaged(self) -> nn.Module:
-        if self.net is self.module:
-            return self.average.module.eval()
-        ema = copy.copy(self.module)
-        ema._modules = {**self.module._modules, "net": self.average.module}
-        return ema.eval()
 
     def _save(self) -> None:
         if self.folder is None or not self.accelerator.is_main_process:
@@ -249,7 +245,12 @@ class _Loop:
             )
         self.losses = tensors.pop("losses").tolist()
         self.step, self.seconds = len(self.losses), float(header["seconds"])
-        self.net.load_state_dict(_part(tensors, "net."))
+        try:
+            self.net.load_state_dict(_part(tensors, "net."))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.folder} holds a run of another network: {error}"
+            ) from None
         self.average.load_state_dict(_part(tensors, "ema."))
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "adam.").items():

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Cond = dict[str, Tensor]  # what a net is told besides x and time, each (B, ...)
+
 
 def zero_(layer: nn.Module) -> nn.Module:
     """Zero a layer's weight and bias: its branch starts as nothing."""
@@ -66,6 +68,8 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, heads: int = 4, groups: int = 8):
         super().__init__()
+        if channels % heads:
+            raise ValueError(f"{heads} heads must divide the {channels} channels")
         self.heads = heads
         self.norm = nn.GroupNorm(groups, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Cond
-from .blocks import TimeEmbedding
+from .blocks import Cond, TimeEmbedding
 
 
 class MLP(nn.Module):

@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..denoiser import Cond
-from .blocks import Attention, ResBlock, TimeEmbedding, zero_
+from .blocks import Attention, Cond, ResBlock, TimeEmbedding, zero_
 
 
 class UNet(nn.Module):
@@ -31,6 +30,8 @@ class UNet(nn.Module):
         super().__init__()
         if width % 8 or stem % 4 or blocks < 1 or not multipliers:
             raise ValueError("width must be a multiple of 8, stem of 4; blocks >= 1")
+        if classes is not None and classes < 1:
+            raise ValueError(f"classes must be None or at least 1, got {classes}")
         widths = [width * m for m in multipliers]
         self.channels, self.classes, self.factor = channels, classes, 2 ** len(widths)
         self.time = TimeEmbedding(dim)
@@ -75,8 +76,12 @@ class UNet(nn.Module):
         if label is None:
             label = torch.full((len(u),), self.classes)
         label = torch.as_tensor(label).to(u.device)
-        if label.shape != u.shape or label.is_floating_point():
+        if label.shape != u.shape or label.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"labels must be {len(u)} integers, one per picture")
+        if not bool(((label >= 0) & (label <= self.classes)).all()):
+            raise ValueError(
+                f"labels must be 0 to {self.classes - 1}, or {self.classes} for null"
+            )
         return e + self.label(label)
 
     def null(self, cond: Cond) -> Cond:
@@ -90,7 +95,7 @@ class UNet(nn.Module):
             raise ValueError(
                 f"expected pictures (B, {self.channels}, H, W), got {tuple(x.shape)}"
             )
-        if x.shape[2] % self.factor or x.shape[3] % self.factor:
+        if any(side % self.factor or side == 0 for side in x.shape[2:]):
             raise ValueError(
                 f"sides {tuple(x.shape[2:])} must be multiples of {self.factor}: "
                 "resize the pictures, or use fewer multipliers"

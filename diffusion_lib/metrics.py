@@ -37,19 +37,22 @@ def features(x: Tensor, batch: int = 500) -> Tensor:
     Values outside [-1, 1] are clamped, as a screen would. Raises TypeError or
     ValueError for integers, other shapes, NaN, or values that look like 0..255.
     """
-    check_data(x)
-    if float(x.abs().max()) > 50:
-        raise ValueError("values beyond 50: scale pictures to [-1, 1] (x / 127.5 - 1)")
-    parts = x.float().cpu().clamp(-1, 1).split(batch)
+    parts = _as_shown(x).split(batch)
     return torch.cat([scorer().features(part) for part in parts]).double() / _scale()
 
 
 @torch.no_grad()
 def classify(x: Tensor, batch: int = 500) -> Tensor:
-    """Return the classifier's class probabilities, (N, 10)."""
-    check_data(x)
-    parts = x.float().cpu().clamp(-1, 1).split(batch)
+    """Return the classifier's class probabilities, (N, 10); errors as features."""
+    parts = _as_shown(x).split(batch)
     return torch.cat([scorer()(part).softmax(1) for part in parts])
+
+
+def _as_shown(x: Tensor) -> Tensor:
+    check_data(x)
+    if float(x.abs().max()) > 50:
+        raise ValueError("values beyond 50: scale pictures to [-1, 1] (x / 127.5 - 1)")
+    return x.float().cpu().clamp(-1, 1)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

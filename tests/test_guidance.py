@@ -1,0 +1,120 @@
+"""Guidance: its identities, what it asks of the net, and the score it follows."""
+
+import math
+
+import pytest
+import torch
+from conftest import SCHEDULES
+from torch import nn
+
+from diffusion_lib.analytic import GaussianMixture
+from diffusion_lib.denoiser import Denoiser
+from diffusion_lib.guidance import classifier_free, clip_x0, given
+from diffusion_lib.networks import MLP, UNet
+from diffusion_lib.process import score_from_x0
+from diffusion_lib.samplers import sample
+
+SCHEDULE = SCHEDULES["cosine"]
+
+
+class Labelled(nn.Module):
+    """An x0-net that answers its label's number everywhere; label 9 is the null."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, x, u, cond):
+        """Return the labels, spread to the shape of x."""
+        self.calls.append(cond)
+        return x * 0 + cond["label"][:, None].to(x)
+
+    def null(self, cond):
+        """Return cond with label 9."""
+        return {**cond, "label": torch.full_like(cond["label"], 9)}
+
+
+DENOISER = Denoiser(Labelled(), SCHEDULE, "x0")
+X = torch.randn(3, 2, dtype=torch.float64)
+COND = {"label": torch.tensor([1, 2, 3]), "low_res": torch.arange(3.0)}
+
+
+def test_given_binds_the_condition():
+    expected = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64).expand(3, 2)
+    torch.testing.assert_close(given(DENOISER, COND)(X, 500), expected)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("t", [500, torch.tensor([1, 500, 1000])])
+def test_the_answer_is_extrapolated_from_null_to_label(scale, t):
+    label = COND["label"].double()[:, None].expand(3, 2)
+    got = classifier_free(DENOISER, COND, scale)(X, t)
+    torch.testing.assert_close(got, 9 + scale * (label - 9))
+
+
+def test_both_answers_come_from_one_call_and_other_conditions_stay():
+    DENOISER.net.calls.clear()
+    classifier_free(DENOISER, COND, 2.0)(X, 500)
+    (cond,) = DENOISER.net.calls
+    assert cond["label"].tolist() == [9, 9, 9, 1, 2, 3]
+    assert cond["low_res"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert COND["label"].tolist() == [1, 2, 3]
+
+
+def test_scale_1_is_given_and_scale_0_unconditional_on_a_real_net():
+    net = UNet(width=8, stem=4, dim=16, classes=5)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)  # as if trained: no zero layers
+    denoiser = Denoiser(net.eval(), SCHEDULE)
+    x, cond = torch.randn(2, 1, 8, 8), {"label": torch.tensor([0, 4])}
+    with torch.no_grad():
+        for scale, other in [(1.0, cond), (0.0, None)]:
+            guided = classifier_free(denoiser, cond, scale)(x, 300)
+            torch.testing.assert_close(guided, denoiser(x, 300, other))
+        far = classifier_free(denoiser, cond, 5.0)(x, 300)
+    assert float((far - guided).abs().max()) > 1e-3
+
+
+def test_guidance_follows_the_extrapolated_score(schedule, mixture):
+    """(1 - w) score(x) + w score(x | k), with the mixture's exact denoisers."""
+    part = GaussianMixture(mixture.means[1:2], 0.35)
+    both = [law.denoiser(schedule) for law in (mixture, part)]
+
+    class Exact:
+        def null(self, cond):
+            return {"label": cond["label"] * 0}
+
+        def __call__(self, x, t, cond):
+            answers = torch.stack([denoise(x, t) for denoise in both])
+            return answers[cond["label"], torch.arange(len(x))]
+
+    x, t = torch.randn(3, 2, dtype=torch.float64), schedule.times(5)[2]
+    guided = classifier_free(Exact(), {"label": torch.ones(3).long()}, 2.5)(x, t)
+    score = [score_from_x0(schedule, x, denoise(x, t), t) for denoise in both]
+    torch.testing.assert_close(
+        score_from_x0(schedule, x, guided, t), -1.5 * score[0] + 2.5 * score[1]
+    )
+
+
+def test_clipping_keeps_x0_in_range_and_composes():
+    guided = classifier_free(DENOISER, COND, 3.0)
+    clipped = clip_x0(guided, -0.5, 2.0)
+    torch.testing.assert_close(clipped(X, 500), guided(X, 500).clamp(-0.5, 2.0))
+    x = sample(clip_x0(guided), SCHEDULE, X, 4)
+    torch.testing.assert_close(x, torch.full_like(x, -1))  # 9 - 3 * 8 and so on, cut
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: clip_x0(given(DENOISER, COND), 1, 1), "low < high"),
+        (lambda: clip_x0(given(DENOISER, COND), math.nan), "low < high"),
+        (lambda: classifier_free(DENOISER, None, 2.0), "no conditions"),
+        (lambda: classifier_free(DENOISER, {}, 2.0), "no conditions"),
+        (lambda: classifier_free(Denoiser(MLP(2), SCHEDULE), COND, 2.0), "none"),
+        (lambda: classifier_free(DENOISER, COND, 2.0)(X, 0), "t = 0"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

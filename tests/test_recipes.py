@@ -1,0 +1,138 @@
+"""Recipes: complete, reproducible, and the origin of what is shipped."""
+
+import hashlib
+
+import pytest
+import torch
+
+from diffusion_lib import checkpoints, data, recipes
+from diffusion_lib.checkpoints import Spec, available, facts
+from diffusion_lib.recipes import (
+    FAULTS,
+    RECIPES,
+    damaged,
+    focused_loss,
+    generate,
+    label_loss,
+    run_recipe,
+    sampling_times,
+    scorer_loss,
+)
+
+SMALL = Spec(
+    "UNet", {"width": 8, "stem": 4, "dim": 8, "classes": 10}, "cosine_schedule"
+)
+
+
+def batch(fashion, n=40):
+    return fashion[0][:n], fashion[1][:n]
+
+
+@pytest.mark.parametrize("name", available())
+def test_what_is_shipped_is_what_its_recipe_makes(name):
+    recipe, told = RECIPES[name], facts(name)
+    assert Spec(**told["spec"]) == recipe.spec
+    assert told["batch"] == recipe.batch and told["note"] == recipe.note
+    assert {k: told["settings"][k] for k in recipe.settings} == recipe.settings
+
+
+def test_the_scorer_s_header_tells_the_data_and_its_skill():
+    told, (x, _) = facts("fashion-classifier"), data.fashion_mnist("train")
+    assert told["data"] == hashlib.sha256(x.numpy().tobytes()).hexdigest()
+    assert told["test_accuracy"] > 0.88 and len(told["first_losses"]) == 20
+
+
+def test_half_of_the_pictures_are_damaged_each_in_its_way(fashion):
+    x, _ = batch(fashion, 100)
+    kept = x.clone()
+    y, kind = damaged(x)
+    assert torch.equal(x, kept) and y.min() >= -1 and y.max() <= 1
+    counts = torch.bincount(kind, minlength=len(FAULTS)).tolist()
+    assert counts == [50, 10, 10, 10, 10, 10]
+    changed = (y != x).flatten(1).any(1)
+    assert torch.equal(changed, kind != 0)
+    mirrored = kind == FAULTS.index("mirrored")
+    assert torch.equal(y[mirrored], x[mirrored].flip(-1))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_small_batches_are_damaged_too(fashion, n):
+    y, kind = damaged(fashion[0][:n])
+    assert y.shape == (n, 1, 28, 28) and kind.tolist() == [0, 1, 2, 3, 4, 5, 0][:n]
+
+
+def test_a_fresh_scorer_pays_the_logarithm_of_its_choices(fashion):
+    """Zeroed heads guess evenly: ln 10 for the garment, 0.2 ln 6 for the damage."""
+    net = checkpoints.Spec("Classifier", {"faults": 6}).build()
+    for head in (net.head, net.fault_head):
+        torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
+    loss = scorer_loss(net, batch(fashion))
+    expected = torch.tensor([10.0, 6.0]).log() @ torch.tensor([1.0, 0.2])
+    torch.testing.assert_close(loss, expected.expand(40))
+
+
+@pytest.mark.parametrize("drop, nulls", [(0.0, 0), (1.0, 40)])
+def test_labels_reach_the_net_or_are_dropped(fashion, drop, nulls):
+    denoiser, heard = SMALL.build(), []
+    forward = denoiser.net.forward
+    denoiser.net.forward = lambda x, u, cond: heard.append(cond) or forward(x, u, cond)
+    loss = label_loss(denoiser, batch(fashion), drop=drop)
+    assert loss.shape == (40,) and int((heard[0]["label"] == 10).sum()) == nulls
+
+
+def test_focused_times_are_where_the_docstring_says(fashion, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        recipes, "denoising_loss", lambda d, x0, cond, t: seen.append(t) or t
+    )
+    denoiser = SMALL.build()
+    for _ in range(100):
+        focused_loss(denoiser, batch(fashion))
+    t = torch.cat(seen)
+    assert t.min() >= 1 and t.max() <= 1000
+    log_snr = denoiser.schedule.log_snr(t)
+    assert float(log_snr.median()) == pytest.approx(1.6, abs=0.35)
+
+
+def test_generated_pictures_follow_seed_and_label_not_the_batch():
+    denoiser = SMALL.build().eval()
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # no zero layers, as if trained
+    label = torch.tensor([0, 1, 2, 3, 4])
+    x = generate(denoiser, 5, 3, label)
+    assert x.shape == (5, 1, 28, 28) and float(x.std()) > 1e-3
+    split = generate(denoiser, 5, 3, label, batch=2)
+    torch.testing.assert_close(split, x, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(generate(denoiser, 5, 3, label, seed=1), x)
+    other = generate(denoiser, 5, 3, label.flip(0))
+    torch.testing.assert_close(
+        other[2], x[2], rtol=1e-3, atol=1e-3
+    )  # the same label and noise
+    assert float((other[0] - x[0]).abs().max()) > 1e-3
+
+
+def test_the_grid_of_scores_is_karras_s():
+    schedule = SMALL.build().schedule
+    ratio = (-schedule.log_snr(sampling_times(schedule, 20)[:-1]) / 2).exp()
+    assert (float(ratio[0]), float(ratio[-1])) == pytest.approx((80, 0.01), rel=1e-6)
+    assert len(ratio) == 20
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_twice_alike_and_leaves_a_checkpoint(tmp_path):
+    runs = [
+        run_recipe("fashion-classifier", tmp_path / name, steps=3, precision="no")
+        for name in "ab"
+    ]
+    first, second = (facts(path) for path in runs)
+    assert first["first_losses"] == second["first_losses"]
+    assert first["steps"] == 3 and first["settings"]["seed"] == 0
+    weights = [checkpoints.load(path).state_dict() for path in runs]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    with pytest.raises(ValueError, match="other settings"):
+        run_recipe("fashion-classifier", tmp_path / "a", steps=4, precision="no")
+
+
+def test_unknown_recipes_are_answered_with_the_known():
+    with pytest.raises(ValueError, match="no recipe 'unet': there are .*fashion-unet"):
+        run_recipe("unet", "nowhere")

@@ -1,0 +1,256 @@
+"""The loop: its schedules, its average, what is drawn, what is written."""
+
+import csv
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion_lib.denoiser import Denoiser
+from diffusion_lib.losses import denoising_loss
+from diffusion_lib.networks import MLP
+from diffusion_lib.schedules import FlowSchedule
+from diffusion_lib.training import Settings, shuffled, train
+
+X = torch.randn(48, 2, generator=torch.Generator().manual_seed(1)).double()
+
+
+def squared(net, batch):
+    """A loss that draws nothing: fit the sum of the inputs."""
+    (x,) = batch
+    return (net(x) - x.sum(1, keepdim=True)).pow(2).mean(1)
+
+
+def noisy(denoiser, batch):
+    return denoising_loss(denoiser, batch[0])
+
+
+def line():
+    torch.manual_seed(5)
+    return nn.Linear(2, 1).double()
+
+
+def denoiser():
+    torch.manual_seed(5)
+    return Denoiser(MLP(2, width=16), FlowSchedule())
+
+
+def fit(module=None, loss=squared, steps=20, size=16, **options):
+    module = line() if module is None else module
+    x = X if loss is squared else X.float()
+    return train(module, loss, shuffled(x, size=size), steps, **options)
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_the_rate_warms_up_and_falls_by_half_a_cosine():
+    rate_at = Settings(steps=100, rate=0.5, warmup=10).rate_at
+    assert rate_at(0) == pytest.approx(0.05)
+    assert rate_at(4) == pytest.approx(
+        0.25 * (1 + math.cos(0.04 * math.pi)) / 2, rel=1e-12
+    )
+    assert rate_at(50) == pytest.approx(0.25) and rate_at(100) == pytest.approx(0)
+    falling = [rate_at(k) for k in range(10, 101)]
+    assert falling == sorted(falling, reverse=True)
+    assert Settings(steps=10, rate=0.5, warmup=0).rate_at(0) == 0.5
+
+
+def test_the_first_step_is_adam_s():
+    """Bias-corrected, it moves every weight by the rate against the slope's sign."""
+    net = line()
+    before = weights(net)
+    squared(net, shuffled(X, size=16)(0)).mean().backward()
+    slope = torch.cat([p.grad.flatten() for p in net.parameters()])
+    run = fit(net, steps=1, rate=0.01, warmup=0, weight_decay=0.0)
+    expected = before - 0.01 * slope.sign()
+    torch.testing.assert_close(weights(run.model), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_average_is_the_formula():
+    """It starts as the first weights, then moves 1 - min(ema, (1 + k) / (10 + k))."""
+    net, path = line(), []
+    run = fit(net, steps=30, ema=0.5, on_step=lambda k, loss: path.append(weights(net)))
+    average = path[0]
+    for k, here in enumerate(path[1:], start=1):
+        decay = min(0.5, (1 + k) / (10 + k))
+        average = decay * average + (1 - decay) * here
+    torch.testing.assert_close(weights(run.ema), average)
+    assert not torch.allclose(weights(run.ema), weights(run.model))
+
+
+def test_two_half_batches_are_one_whole():
+    whole = fit(size=16)
+    halves = fit(size=8, accumulate=2)
+    torch.testing.assert_close(
+        weights(halves.model), weights(whole.model), rtol=1e-9, atol=1e-12
+    )
+    torch.testing.assert_close(
+        torch.tensor(halves.losses), torch.tensor(whole.losses), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_training_fits():
+    run = fit(steps=200, rate=0.1)
+    torch.testing.assert_close(
+        weights(run.model), torch.tensor([1.0, 1.0, 0.0]).double(), rtol=0, atol=1e-3
+    )
+    assert run.losses[-1] < 1e-4 * run.losses[0] and len(run.losses) == 200
+
+
+def test_a_denoiser_learns_and_its_average_is_a_denoiser():
+    """One point: what remains is far below the loss of a fresh net."""
+    run = train(
+        denoiser(), noisy, lambda k: (torch.full((64, 2), 0.5),), 200, rate=0.01
+    )
+    assert sum(run.losses[-20:]) < 0.25 * sum(run.losses[:20])
+    assert isinstance(run.ema, Denoiser) and run.ema.net is not run.model.net
+    assert run.ema.schedule is run.model.schedule
+    assert not run.ema.training and not run.model.training
+    with torch.no_grad():
+        guess = run.ema(torch.randn(100, 2), 1.0)
+    assert float((guess - 0.5).abs().mean()) < 0.25
+
+
+def test_a_run_is_its_seed_and_leaves_the_caller_s_alone():
+    modules = [denoiser() for _ in range(3)]
+    state = torch.get_rng_state()
+    runs = [
+        fit(module, noisy, seed=seed)
+        for module, seed in zip(modules, (1, 1, 2), strict=True)
+    ]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(weights(runs[0].ema), weights(runs[1].ema))
+    assert runs[0].losses == runs[1].losses != runs[2].losses
+
+
+def test_every_step_is_reported():
+    told = []
+    run = fit(steps=7, on_step=lambda k, loss: told.append((k, loss)))
+    assert told == list(enumerate(run.losses, start=1))
+
+
+def test_batches_are_epochs_in_ever_new_orders():
+    x = torch.arange(10)
+    batches = shuffled(x, x + 100, size=3, seed=4)
+    epochs = [torch.cat([batches(3 * e + i)[0] for i in range(3)]) for e in range(4)]
+    for epoch in epochs:
+        assert len(epoch.unique()) == 9  # one example of ten is left out
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4
+    a, b = batches(5)
+    assert torch.equal(b, a + 100)
+    assert torch.equal(a, shuffled(x, size=3, seed=4)(5)[0])  # in whatever order asked
+    assert not torch.equal(epochs[0], torch.cat([shuffled(x, size=9, seed=5)(0)[0]]))
+
+
+class Stop(Exception):
+    """What breaks a run off."""
+
+
+def stopped(folder, at, **options):
+    """A run that breaks off after a step."""
+
+    def stop(k, loss):
+        if k == at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(denoiser(), noisy, folder=folder, save_every=5, on_step=stop, **options)
+
+
+@pytest.mark.parametrize("at", [3, 5, 13, 19])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, at):
+    whole = fit(denoiser(), noisy, folder=tmp_path / "whole", accumulate=2)
+    stopped(tmp_path / "part", at, accumulate=2)
+    steps = []
+    part = fit(
+        denoiser(),
+        noisy,
+        folder=tmp_path / "part",
+        accumulate=2,
+        on_step=lambda k, loss: steps.append(k),
+    )
+    assert steps[0] == 5 * (at // 5) + 1
+    assert part.losses == whole.losses
+    for ours, theirs in ((part.model, whole.model), (part.ema, whole.ema)):
+        assert torch.equal(weights(ours), weights(theirs))
+    logs = [(tmp_path / name / "losses.csv").read_text() for name in ("whole", "part")]
+    assert logs[0] == logs[1]
+
+
+def test_a_finished_run_is_not_repeated(tmp_path):
+    first = fit(folder=tmp_path)
+    again = fit(folder=tmp_path, on_step=lambda k, loss: pytest.fail("it ran again"))
+    assert again.losses == first.losses
+    assert torch.equal(weights(again.ema), weights(first.ema))
+
+
+def test_the_log_is_a_table(tmp_path):
+    run = fit(steps=6, folder=tmp_path, rate=0.3, warmup=2)
+    with (tmp_path / "losses.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [float(row["loss"]) for row in rows] == run.losses
+    rate_at = Settings(6, rate=0.3, warmup=2).rate_at
+    assert [float(row["rate"]) for row in rows] == [rate_at(k) for k in range(6)]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"state.safetensors", "losses.csv"}  # nothing half-written
+
+
+def test_mixed_precision_keeps_single_precision_weights():
+    full = fit(denoiser(), noisy)
+    mixed = fit(denoiser(), noisy, precision="bf16")
+    assert {p.dtype for p in mixed.model.parameters()} == {torch.float32}
+    assert mixed.losses != full.losses
+    torch.testing.assert_close(
+        torch.tensor(mixed.losses), torch.tensor(full.losses), rtol=0.02, atol=0
+    )
+    with torch.no_grad():  # and the net returned computes in single precision
+        x = torch.randn(4, 2)
+        y, bare = mixed.model(x, 0.5), MLP(2, width=16)
+        bare.load_state_dict(mixed.model.net.state_dict())
+        assert torch.equal(y, Denoiser(bare, FlowSchedule())(x, 0.5))
+
+
+def nothing(net, batch):
+    return net(batch[0]) * math.nan
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: fit(loss=lambda n, b: nothing(n, (X,))), "became nan at step 0"),
+        (lambda: fit(steps=0), "at least 1"),
+        (lambda: fit(accumulate=0), "at least 1"),
+        (lambda: fit(ema=1.0), r"ema lies in \[0, 1\)"),
+        (lambda: fit(save_every=0), "save_every must be at least 1"),
+        (lambda: fit(rate=-1.0), "learning rate"),
+        (lambda: fit(precision="fp4"), "fp4|precision"),
+        (lambda: shuffled(X, X[:5], size=2), r"\[48, 5\] must be equal"),
+        (lambda: shuffled(X, size=49), "at least the batch size 49"),
+        (lambda: shuffled(X, size=0), "batch size 0"),
+        (lambda: shuffled(X[:0], size=1), "batch size 1"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(TypeError, match="learning_rate"):
+        fit(learning_rate=1.0)
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    fit(denoiser(), noisy, folder=tmp_path)
+    with pytest.raises(ValueError, match="other settings.*another folder"):
+        fit(denoiser(), noisy, folder=tmp_path, rate=0.1)
+    with pytest.raises(ValueError, match="another network"):
+        fit(Denoiser(MLP(2, width=8), FlowSchedule()), noisy, folder=tmp_path)
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="damaged.*delete it"):
+        fit(denoiser(), noisy, folder=tmp_path)

@@ -16,7 +16,6 @@ from diffusion_lib.samplers import (
     dpmpp_2m_step,
     heun_step,
     sample,
-    trajectory,
 )
 from diffusion_lib.schedules import linear_schedule, log_snr_times
 
@@ -267,37 +266,3 @@ def test_inversion_comes_back(mixture, step):
     back = sample(denoise, schedule, noise, down, step)
     assert float((noise - x).abs().mean()) > 0.2
     torch.testing.assert_close(back, x, rtol=0, atol=0.1 if step is ddim_step else 1e-3)
-
-
-def test_a_trajectory_tells_every_moment(mixture):
-    denoise, x, asked = mixture.denoiser(LINEAR), start(LINEAR), []
-
-    def watched(x, t):
-        assert not torch.is_grad_enabled()
-        asked.append((x, t))
-        return denoise(x, t)
-
-    kept, times = x.clone(), LINEAR.times(5)
-    frames = list(trajectory(watched, LINEAR, x, times))
-    assert torch.equal(x, kept)  # the start is not written over
-    assert [float(f.t) for f in frames] == times[1:].tolist()
-    assert [float(t) for _, t in asked] == times[:-1].tolist()  # never asked at 0
-    for frame, (seen, t) in zip(frames, asked, strict=True):
-        assert torch.equal(frame.x0, denoise(seen, t))
-    assert torch.equal(frames[-1].x, sample(denoise, LINEAR, x, 5))
-
-
-def test_noise_comes_from_the_generator(mixture):
-    x = start(LINEAR)
-    runs = [
-        sample(
-            mixture.denoiser(LINEAR),
-            LINEAR,
-            x,
-            9,
-            ddpm_step,
-            torch.Generator().manual_seed(seed),
-        )
-        for seed in (1, 1, 2)
-    ]
-    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])

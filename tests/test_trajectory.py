@@ -1,4 +1,4 @@
-"""Samplers: one step, one example, pictures, and what is refused."""
+"""The loop: what it tells, its noise, one step, one example, what is refused."""
 
 import math
 from functools import partial
@@ -21,6 +21,44 @@ from diffusion_lib.schedules import DiscreteSchedule
 LINEAR = SCHEDULES["linear"]
 X = torch.full((2, 1), 0.5)
 POINT = GaussianMixture(torch.tensor([[0.8]]), 0.1).denoiser(LINEAR)
+
+
+def draws(*shape):
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def test_a_trajectory_tells_every_moment(mixture):
+    denoise, x, asked = mixture.denoiser(LINEAR), draws(8, 2), []
+
+    def watched(x, t):
+        assert not torch.is_grad_enabled()
+        asked.append((x, t))
+        return denoise(x, t)
+
+    kept, times = x.clone(), LINEAR.times(5)
+    frames = list(trajectory(watched, LINEAR, x, times))
+    assert torch.equal(x, kept)  # the start is not written over
+    assert [float(f.t) for f in frames] == times[1:].tolist()
+    assert [float(t) for _, t in asked] == times[:-1].tolist()  # never asked at 0
+    for frame, (seen, t) in zip(frames, asked, strict=True):
+        assert torch.equal(frame.x0, denoise(seen, t))
+    assert torch.equal(frames[-1].x, sample(denoise, LINEAR, x, 5))
+
+
+def test_noise_comes_from_the_generator(mixture):
+    x = draws(8, 2)
+    runs = [
+        sample(
+            mixture.denoiser(LINEAR),
+            LINEAR,
+            x,
+            9,
+            ddpm_step,
+            torch.Generator().manual_seed(seed),
+        )
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
 
 @pytest.mark.parametrize("step", [ddim_step, heun_step, dpmpp_2m_step, ddpm_step])

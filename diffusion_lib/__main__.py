@@ -78,9 +78,7 @@ def _train_options(commands) -> None:
     parser.add_argument("--steps", type=int, help="default: the recipe's, or 3,000")
     parser.add_argument("--batch", type=int, default=64, help="with --data (64)")
     parser.add_argument("--start", help="a checkpoint to begin from")
-    parser.add_argument(
-        "--folder", type=Path, help="state, log, result (runs/NAME)"
-    )
+    parser.add_argument("--folder", type=Path, help="state, log, result (runs/NAME)")
     parser.add_argument("--precision", choices=["no", "bf16", "fp16"])
     parser.add_argument("--seed", type=int, default=0)
 

@@ -103,8 +103,8 @@ def train(
     loss(module, batch) -> (B,) or (); batches(k) -> the k-th batch; settings: see
     Settings. With a folder, the whole state is saved there every save_every steps and
     an interrupted run resumes from it, bit for bit on a CPU. Several processes: start
-    with `accelerate launch`. Raises ValueError if the loss becomes NaN or the folder
-    holds a run with other settings.
+    with `accelerate launch`, on CPUs with `torchrun`. Raises ValueError if the loss
+    becomes NaN or the folder holds a run with other settings or another network.
     """
     if save_every < 1:
         raise ValueError(f"save_every must be at least 1, got {save_every}")

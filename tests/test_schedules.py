@@ -198,6 +198,14 @@ def test_training_times_are_uniform_and_never_zero():
     assert (float(z.mean()), float(z.std())) == pytest.approx((-1.2, 1.2), abs=0.03)
 
 
+@pytest.mark.parametrize("name", ["vp", "flow"])
+def test_the_smallest_draw_is_noise_not_data(name, monkeypatch):
+    """torch.rand may return 0 and never 1: 1 - u is what keeps t above 0."""
+    zeros = torch.zeros(3, dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: zeros)
+    assert SCHEDULES[name].random_times(3).tolist() == [1, 1, 1]
+
+
 def test_random_times_follow_their_generator(schedule):
     draws = [schedule.random_times(9, torch.Generator().manual_seed(k)) for k in (1, 1)]
     assert torch.equal(*draws)

@@ -72,7 +72,14 @@ def test_the_first_step_is_adam_s():
 def test_the_average_is_the_formula():
     """It starts as the first weights, then moves 1 - min(ema, (1 + k) / (10 + k))."""
     net, path = line(), []
-    run = fit(net, steps=30, ema=0.5, on_step=lambda k, loss: path.append(weights(net)))
+    run = fit(
+        net,
+        steps=12,
+        rate=0.05,
+        warmup=0,
+        ema=0.5,  # reached after eight updates
+        on_step=lambda k, loss: path.append(weights(net)),
+    )
     average = path[0]
     for k, here in enumerate(path[1:], start=1):
         decay = min(0.5, (1 + k) / (10 + k))
@@ -82,14 +89,48 @@ def test_the_average_is_the_formula():
 
 
 def test_two_half_batches_are_one_whole():
-    whole = fit(size=16)
-    halves = fit(size=8, accumulate=2)
+    slopes = {1: [], 2: []}
+
+    def parts(accumulate):
+        net = line()
+        return fit(
+            net,
+            size=16 // accumulate,
+            accumulate=accumulate,
+            clip=1e9,
+            on_step=lambda k, loss: slopes[accumulate].append(net.weight.grad.clone()),
+        )
+
+    whole, halves = parts(1), parts(2)
+    torch.testing.assert_close(torch.stack(slopes[1]), torch.stack(slopes[2]))
     torch.testing.assert_close(
         weights(halves.model), weights(whole.model), rtol=1e-9, atol=1e-12
     )
     torch.testing.assert_close(
         torch.tensor(halves.losses), torch.tensor(whole.losses), rtol=1e-5, atol=1e-7
     )
+
+
+def test_gradients_are_clipped():
+    net, norms = line(), []
+    fit(net, clip=0.1, on_step=lambda k, loss: norms.append(slope_norm(net)))
+    assert norms == pytest.approx([0.1] * 20, rel=1e-3)  # all of them were longer
+
+
+def slope_norm(net):
+    return float(torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
+
+
+def test_every_part_of_every_step_has_its_own_noise():
+    drawn = []
+
+    def drawing(net, batch):
+        drawn.append(float(torch.rand(())))
+        return squared(net, batch)
+
+    for seed in (0, 1):
+        train(line(), drawing, shuffled(X, size=8), 4, accumulate=2, seed=seed)
+    assert len(set(drawn)) == 16
 
 
 def test_training_fits():

@@ -79,9 +79,8 @@ def test_two_processes_are_one_with_two_accumulated_batches(tmp_path, started):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = "-m accelerate.commands.launch --cpu --num_processes 2".split()
-    launcher += "--num_machines 1 --mixed_precision no --dynamo_backend no".split()
-    launcher += ["--main_process_port", str(port)]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2"]  # torchrun
+    launcher += [f"--master_port={port}"]
     status, errors = started("two", launcher=launcher)
     assert status == 0, errors
     assert started("one", accumulate=2)[0] == 0

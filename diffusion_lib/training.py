@@ -120,7 +120,10 @@ class _Loop:
         self.settings = settings
         self.folder = None if folder is None else Path(folder)
         AcceleratorState._reset_state()  # it would keep an earlier run's precision
-        self.accelerator = Accelerator(mixed_precision=settings.precision)
+        self.accelerator = Accelerator(
+            mixed_precision=settings.precision,
+            cpu=not torch.accelerator.is_available(),  # else processes on CPUs part
+        )
         net = module.net if hasattr(module, "net") else module
         net.to(self.accelerator.device)
         self.net = net

@@ -92,5 +92,3 @@ def test_two_processes_are_one_with_two_accumulated_batches(tmp_path, started):
         torch.testing.assert_close(
             two[name], one[name], rtol=1e-7 if tight else 1e-5, atol=1e-9
         )
-    losses = two["losses"]
-    assert float(losses[-10:].mean()) < 0.9 * float(losses[:10].mean())

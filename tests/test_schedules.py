@@ -85,16 +85,10 @@ def test_cosine_is_a_squared_cosine_until_beta_is_clipped():
     assert float(schedule.beta[1000]) == pytest.approx(0.999)
 
 
-@pytest.mark.parametrize(
-    "schedule, last",
-    [
-        (linear_schedule(1000), 4.036e-5),
-        (linear_schedule(200), 0.1322),
-        (cosine_schedule(1000), 2.43e-9),
-    ],
-)
-def test_known_ends(schedule, last):
-    assert float(schedule.alpha_bar[-1]) == pytest.approx(last, rel=2e-3)
+def test_known_ends():
+    ends = [s.alpha_bar[-1] for s in (linear_schedule(), linear_schedule(200))]
+    assert ends == pytest.approx([4.036e-5, 0.1322], rel=2e-3)
+    assert float(cosine_schedule().alpha_bar[-1]) == pytest.approx(2.43e-9, rel=2e-3)
 
 
 @pytest.mark.parametrize("name", [*CHAINS, "vp"])

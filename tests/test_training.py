@@ -1,6 +1,5 @@
-"""The loop: its schedules, its average, what is drawn, what is written."""
+"""The loop: its schedules, its average, what is drawn, what is refused."""
 
-import csv
 import math
 
 import pytest
@@ -186,60 +185,6 @@ def test_batches_are_epochs_in_ever_new_orders():
     assert not torch.equal(epochs[0], torch.cat([shuffled(x, size=9, seed=5)(0)[0]]))
 
 
-class Stop(Exception):
-    """What breaks a run off."""
-
-
-def stopped(folder, at, **options):
-    """A run that breaks off after a step."""
-
-    def stop(k, loss):
-        if k == at:
-            raise Stop
-
-    with pytest.raises(Stop):
-        fit(denoiser(), noisy, folder=folder, save_every=5, on_step=stop, **options)
-
-
-@pytest.mark.parametrize("at", [3, 5, 13, 19])
-def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, at):
-    whole = fit(denoiser(), noisy, folder=tmp_path / "whole", accumulate=2)
-    stopped(tmp_path / "part", at, accumulate=2)
-    steps = []
-    part = fit(
-        denoiser(),
-        noisy,
-        folder=tmp_path / "part",
-        accumulate=2,
-        on_step=lambda k, loss: steps.append(k),
-    )
-    assert steps[0] == 5 * (at // 5) + 1
-    assert part.losses == whole.losses
-    for ours, theirs in ((part.model, whole.model), (part.ema, whole.ema)):
-        assert torch.equal(weights(ours), weights(theirs))
-    logs = [(tmp_path / name / "losses.csv").read_text() for name in ("whole", "part")]
-    assert logs[0] == logs[1]
-
-
-def test_a_finished_run_is_not_repeated(tmp_path):
-    first = fit(folder=tmp_path)
-    again = fit(folder=tmp_path, on_step=lambda k, loss: pytest.fail("it ran again"))
-    assert again.losses == first.losses
-    assert torch.equal(weights(again.ema), weights(first.ema))
-
-
-def test_the_log_is_a_table(tmp_path):
-    run = fit(steps=6, folder=tmp_path, rate=0.3, warmup=2)
-    with (tmp_path / "losses.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert [float(row["loss"]) for row in rows] == run.losses
-    rate_at = Settings(6, rate=0.3, warmup=2).rate_at
-    assert [float(row["rate"]) for row in rows] == [rate_at(k) for k in range(6)]
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"state.safetensors", "losses.csv"}  # nothing half-written
-
-
 def test_mixed_precision_keeps_single_precision_weights():
     full = fit(denoiser(), noisy)
     mixed = fit(denoiser(), noisy, precision="bf16")
@@ -283,15 +228,3 @@ def test_bad_input_is_refused(call, message):
 def test_an_unknown_setting_is_refused():
     with pytest.raises(TypeError, match="learning_rate"):
         fit(learning_rate=1.0)
-
-
-def test_a_folder_of_another_run_is_refused(tmp_path):
-    fit(denoiser(), noisy, folder=tmp_path)
-    with pytest.raises(ValueError, match="other settings.*another folder"):
-        fit(denoiser(), noisy, folder=tmp_path, rate=0.1)
-    with pytest.raises(ValueError, match="another network"):
-        fit(Denoiser(MLP(2, width=8), FlowSchedule()), noisy, folder=tmp_path)
-    path = tmp_path / "state.safetensors"
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match="damaged.*delete it"):
-        fit(denoiser(), noisy, folder=tmp_path)

@@ -1,0 +1,100 @@
+"""The loop's folder: resumed as if never interrupted, logged, refused if another's."""
+
+import csv
+
+import pytest
+import torch
+
+from diffusion_lib.denoiser import Denoiser
+from diffusion_lib.losses import denoising_loss
+from diffusion_lib.networks import MLP
+from diffusion_lib.schedules import FlowSchedule
+from diffusion_lib.training import Settings, shuffled, train
+
+X = torch.randn(48, 2, generator=torch.Generator().manual_seed(1))
+
+
+def denoiser(width=16):
+    torch.manual_seed(5)
+    return Denoiser(MLP(2, width=width), FlowSchedule())
+
+
+def fit(folder, module=None, steps=20, **options):
+    """Train on noise that is drawn anew at every step."""
+    module = denoiser() if module is None else module
+    return train(
+        module,
+        lambda denoiser, batch: denoising_loss(denoiser, batch[0]),
+        shuffled(X, size=16),
+        steps,
+        folder=folder,
+        **options,
+    )
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+class Stop(Exception):
+    """What breaks a run off."""
+
+
+def stopped(folder, at, **options):
+    """A run that breaks off after a step."""
+
+    def stop(k, loss):
+        if k == at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(folder, save_every=5, on_step=stop, **options)
+
+
+@pytest.mark.parametrize("at", [3, 5, 13, 19])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, at):
+    whole = fit(tmp_path / "whole", accumulate=2)
+    stopped(tmp_path / "part", at, accumulate=2)
+    steps = []
+    part = fit(
+        tmp_path / "part",
+        accumulate=2,
+        on_step=lambda k, loss: steps.append(k),
+    )
+    assert steps[0] == 5 * (at // 5) + 1
+    assert part.losses == whole.losses
+    for ours, theirs in ((part.model, whole.model), (part.ema, whole.ema)):
+        assert torch.equal(weights(ours), weights(theirs))
+    logs = [(tmp_path / name / "losses.csv").read_text() for name in ("whole", "part")]
+    assert logs[0] == logs[1]
+
+
+def test_a_finished_run_is_not_repeated(tmp_path):
+    first = fit(tmp_path)
+    again = fit(tmp_path, on_step=lambda k, loss: pytest.fail("it ran again"))
+    assert again.losses == first.losses
+    assert torch.equal(weights(again.ema), weights(first.ema))
+
+
+def test_the_log_is_a_table(tmp_path):
+    run = fit(tmp_path, steps=6, rate=0.3, warmup=2)
+    with (tmp_path / "losses.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [float(row["loss"]) for row in rows] == run.losses
+    rate_at = Settings(6, rate=0.3, warmup=2).rate_at
+    assert [float(row["rate"]) for row in rows] == [rate_at(k) for k in range(6)]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"state.safetensors", "losses.csv"}  # nothing half-written
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    fit(tmp_path)
+    with pytest.raises(ValueError, match="other settings.*another folder"):
+        fit(tmp_path, rate=0.1)
+    with pytest.raises(ValueError, match="another network"):
+        fit(tmp_path, denoiser(width=8))
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="damaged.*delete it"):
+        fit(tmp_path)

@@ -120,13 +120,10 @@ class _Loop:
         self.settings = settings
         self.folder = None if folder is None else Path(folder)
         AcceleratorState._reset_state()  # it would keep an earlier run's precision
-        self.accelerator = Accelerator(
-            mixed_precision=settings.precision,
-            cpu=not torch.accelerator.is_available(),  # else processes on CPUs part
-        )
+        cpu = not torch.accelerator.is_available()  # else processes on CPUs part
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision=settings.precision)
         net = module.net if hasattr(module, "net") else module
-        net.to(self.accelerator.device)
-        self.net = net
+        self.net = net.to(self.accelerator.device)
         self.average = AveragedModel(net, multi_avg_fn=self._lerp)
         self.optimizer = torch.optim.AdamW(
             net.parameters(),

@@ -59,7 +59,9 @@ def focused_loss(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
 def scorer_loss(classifier: networks.Classifier, batch: tuple[Tensor, Tensor]):
     """Name the garment, and (weight 0.2) the damage done to half of the pictures, (B,).
 
-    A plain classifier learns to overlook the faults that a generator has.
+    Garments alone give a classifier little reason to keep sharpness or side. Mirrored,
+    blurred and noisy pictures are among the damage it is shown, so that it tells them
+    from real ones is by training; faults of other kinds were not tried.
     """
     x, label = batch
     x, fault = damaged(x)

@@ -10,6 +10,7 @@ from .checkpoints import Spec, available, facts, load, save
 from .convert import convert_point, convert_time, on_schedule
 from .data import CLASSES, fashion_mnist, image_folder
 from .denoiser import PREDICTIONS, Denoiser
+from .grids import karras_times, log_snr_times, uniform_times
 from .guidance import classifier_free, clip_x0, given
 from .ledger import check, glue, verify
 from .losses import denoising_loss, dropped, log_snr_normal, min_snr, snr
@@ -32,12 +33,9 @@ from .schedules import (
     VPSchedule,
     constant_schedule,
     cosine_schedule,
-    karras_times,
     linear_schedule,
-    log_snr_times,
     quadratic_schedule,
     sigmoid_schedule,
-    uniform_times,
 )
 from .training import Run, shuffled, train
 

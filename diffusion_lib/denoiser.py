@@ -76,8 +76,9 @@ class Denoiser(nn.Module):
             raise ValueError("the denoiser is not defined at t = 0: x is clean there")
         data_std = self.data_std if self.prediction == "edm" else 1.0
         scale = ((alpha * data_std) ** 2 + sigma**2) ** -0.5
-        u = self.schedule.embed(t).to(x.device, x.dtype).expand(len(x))
-        y = self.net(scale * x, u, cond)
+        unit = isinstance(scale, float) and abs(scale - 1) < 1e-12
+        u = self.schedule.embed_at(t, x)
+        y = self.net(x if unit else scale * x, u, cond)
         if y.shape != x.shape:
             raise ValueError(
                 f"the net answered {tuple(y.shape)} for an input of {tuple(x.shape)}: "
@@ -98,7 +99,10 @@ class Denoiser(nn.Module):
         y = self.output(x, t, cond)
         alpha, sigma, a, b = self.coefficients(t, x)
         divisor = b * alpha - sigma * a
-        return b / divisor * x - sigma / divisor * y
+        x0 = b / divisor * x
+        if isinstance(sigma, float):  # one pass over the data less
+            return torch.add(x0, y, alpha=-sigma / divisor)
+        return x0 - sigma / divisor * y
 
     def null(self, cond: Cond) -> Cond:
         """Return cond with every condition that can be dropped replaced by its null."""

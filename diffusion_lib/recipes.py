@@ -15,10 +15,11 @@ from torchvision.transforms.functional import gaussian_blur
 from . import checkpoints, data, metrics, networks
 from .checkpoints import Spec
 from .denoiser import Denoiser
+from .grids import karras_times
 from .guidance import given
 from .losses import denoising_loss, dropped, log_snr_normal
 from .samplers import dpmpp_2m_step, sample
-from .schedules import Schedule, karras_times
+from .schedules import Schedule
 from .training import Run, shuffled, train
 
 FAULTS = ("none", "mirrored", "blurred", "noisy", "mixed", "contrast")

@@ -34,7 +34,7 @@ def ddim_step(denoise, schedule, x, t, s, state=None, noise=None, eta: float = 0
     """DDIM (Song et al. 2021): eta = 0 draws nothing, eta = 1 is DDPM's posterior."""
     x0 = denoise(x, t)
     a, b, std = posterior_coefficients(schedule, x, t, s, eta)
-    x_s = torch.add(a * x, x0, alpha=b)
+    x_s = (a * x).add_(x0, alpha=b)
     return (x_s + std * noise() if std > 0 else x_s), x0, state
 
 
@@ -58,7 +58,7 @@ def ddpm_step(
     a, b, std = posterior_coefficients(schedule, x, t, s, eta=1.0)
     if variance != "beta_tilde":
         std = _reverse_variance(variance, schedule, x, t, s) ** 0.5
-    mean = torch.add(a * x, x0, alpha=b)
+    mean = (a * x).add_(x0, alpha=b)
     return (mean + std * noise() if s > 0 else mean), x0, state
 
 
@@ -99,10 +99,10 @@ def dpmpp_2m_step(denoise, schedule, x, t, s, state=None, noise=None):
     a, b, _ = posterior_coefficients(schedule, x, t, s, eta=0.0)
     lam = _half_log_snr(schedule, x, t)
     if state is None or s == 0:
-        return torch.add(a * x, x0, alpha=b), x0, (lam, x0)
+        return (a * x).add_(x0, alpha=b), x0, (lam, x0)
     lam_before, x0_before = state
     more = (_half_log_snr(schedule, x, s) - lam) / (lam - lam_before) / 2
-    x_s = torch.add(a * x, x0, alpha=b * (1 + more))
+    x_s = (a * x).add_(x0, alpha=b * (1 + more))
     return x_s.add_(x0_before, alpha=-b * more), x0, (lam, x0)
 
 

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from .grids import karras_times, uniform_times
+
 
 class Schedule(ABC):
     """Maps a time t in [0, t_max] to (alpha_t, sigma_t); (1, 0) at t = 0."""
@@ -39,11 +41,10 @@ class Schedule(ABC):
     def at(self, t: Tensor | float, x: Tensor):
         """Return what calling does, but plain floats for one common time.
 
-        They are remembered and cost next to nothing: a sampler's loop asks for the same
-        few times again and again.
+        Remembered: a sampler's loop asks for the same few times again and again.
         """
         if not isinstance(t, Tensor) or t.ndim == 0:
-            return self._floats_at(float(t))
+            return self._floats_at(float(t))[:2]
         if t.shape != x.shape[:1]:
             raise ValueError(
                 f"t has shape {tuple(t.shape)} and x {tuple(x.shape)}: give one time, "
@@ -53,13 +54,14 @@ class Schedule(ABC):
         alpha, sigma = self.alpha_sigma(self.checked(t))
         return alpha.reshape(shape).to(x), sigma.reshape(shape).to(x)
 
-    def _floats_at(self, t: float) -> tuple[float, float]:
+    def _floats_at(self, t: float) -> tuple[float, float, float]:
+        """(alpha_t, sigma_t, embed(t)), remembered."""
         known = self.__dict__.setdefault("_known", {})
         if t not in known:
             if len(known) > 4096:
                 known.clear()
             alpha, sigma = self.alpha_sigma(self.checked(t))
-            known[t] = float(alpha), float(sigma)
+            known[t] = float(alpha), float(sigma), float(self.embed(t))
         return known[t]
 
     def checked(self, t: Tensor | float) -> Tensor:
@@ -89,6 +91,12 @@ class Schedule(ABC):
     def embed(self, t: Tensor | float) -> Tensor:
         """Return the number of order one that the network sees for t."""
         return self.checked(t) / self.t_max
+
+    def embed_at(self, t: Tensor | float, x: Tensor) -> Tensor:
+        """Return embed(t), (B,), of x's type and device, for t () or (B,)."""
+        if not isinstance(t, Tensor) or t.ndim == 0:
+            return x.new_full(x.shape[:1], self._floats_at(float(t))[2])
+        return self.embed(t).to(x)
 
     def noise(
         self,
@@ -270,57 +278,3 @@ class EDMSchedule(Schedule):
     def embed(self, t):
         """Return log(sigma) / 4."""
         return self.checked(t).log() / 4
-
-
-def uniform_times(schedule: Schedule, n: int) -> Tensor:
-    """Return n + 1 evenly spaced times from t_max to 0; whole rows of a discrete table.
-
-    Raises ValueError if n is not positive or exceeds the T steps of a discrete table.
-    """
-    _check_steps(n)
-    T = getattr(schedule, "T", None)
-    if T is not None and n > T:
-        raise ValueError(f"{n} steps asked of a chain with T = {T}: use n <= {T}")
-    times = torch.linspace(schedule.t_max, 0, n + 1, dtype=torch.float64)
-    return times if T is None else times.round()
-
-
-def karras_times(
-    schedule: Schedule,
-    n: int,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-) -> Tensor:
-    """Return n + 1 times; (sigma / alpha)^(1 / rho) falls evenly, then 0 is added.
-
-    The ends are in units of sigma / alpha (Karras et al. 2022, eq. 5).
-    """
-    _check_steps(n)
-    ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64) ** (1 / rho)
-    ratio = torch.linspace(float(ends[0]), float(ends[1]), n, dtype=torch.float64)
-    return _with_zero(schedule.time_at(-2 * rho * ratio.log()))
-
-
-def log_snr_times(
-    schedule: Schedule, n: int, first: float = -9.0, last: float = 9.0
-) -> Tensor:
-    """Return n + 1 times whose log-SNR rises evenly from first to last, then 0."""
-    _check_steps(n)
-    grid = torch.linspace(first, last, n, dtype=torch.float64)
-    return _with_zero(schedule.time_at(grid))
-
-
-def _with_zero(times: Tensor) -> Tensor:
-    times = torch.cat([times, times.new_zeros(1)])
-    if not bool((times.diff() < 0).all()):  # NaN fails, too
-        raise ValueError(
-            "the grid leaves the schedule's range (two times coincide): "
-            "bring its ends closer together, or take fewer steps"
-        )
-    return times
-
-
-def _check_steps(n: int) -> None:
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"the number of steps must be a positive integer: got {n}")

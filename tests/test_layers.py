@@ -9,6 +9,7 @@ import diffusion_lib
 
 ROOT = Path(diffusion_lib.__file__).parent
 LAYERS = [
+    "grids",
     "schedules networks data plotting analytic ledger",
     "denoiser process",
     "losses samplers guidance likelihood convert",
@@ -29,9 +30,15 @@ def part(path):
 
 
 def imports(path):
-    """Absolute dotted names of the library's modules that a file imports anywhere."""
+    """Absolute dotted names of the library's modules that a file imports to run."""
     package = ["diffusion_lib", *path.relative_to(ROOT).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for_types = [n for n in ast.walk(tree) if isinstance(n, ast.If)]
+    for_types = [n for n in for_types if ast.unparse(n.test) == "TYPE_CHECKING"]
+    hints = {id(child) for n in for_types for child in ast.walk(n)}
+    for node in ast.walk(tree):
+        if id(node) in hints:
+            continue
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             base = [*base, *(node.module or "").split(".")]

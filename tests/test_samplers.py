@@ -9,6 +9,7 @@ import torch
 from conftest import SCHEDULES, planar
 
 from diffusion_lib.analytic import GaussianMixture
+from diffusion_lib.grids import log_snr_times
 from diffusion_lib.process import eps_from_x0
 from diffusion_lib.samplers import (
     ddim_step,
@@ -17,7 +18,7 @@ from diffusion_lib.samplers import (
     heun_step,
     sample,
 )
-from diffusion_lib.schedules import linear_schedule, log_snr_times
+from diffusion_lib.schedules import linear_schedule
 
 ODE_STEPS = [ddim_step, heun_step, dpmpp_2m_step]
 STEPS = [*ODE_STEPS, ddpm_step]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import SCHEDULES
 
+from diffusion_lib.grids import karras_times, log_snr_times, uniform_times
 from diffusion_lib.schedules import (
     DiscreteSchedule,
     EDMSchedule,
@@ -13,12 +14,9 @@ from diffusion_lib.schedules import (
     VPSchedule,
     constant_schedule,
     cosine_schedule,
-    karras_times,
     linear_schedule,
-    log_snr_times,
     quadratic_schedule,
     sigmoid_schedule,
-    uniform_times,
 )
 
 CHAINS = ["linear", "quadratic", "sigmoid", "cosine", "constant"]

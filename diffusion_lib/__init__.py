@@ -13,6 +13,16 @@ from .denoiser import PREDICTIONS, Denoiser
 from .grids import karras_times, log_snr_times, uniform_times
 from .guidance import classifier_free, clip_x0, given
 from .ledger import check, glue, verify
+from .likelihood import (
+    bits_per_dim,
+    decoder_nll,
+    elbo,
+    kl_term,
+    ode_log_likelihood,
+    optimal_variance,
+    prior_kl,
+    step_nats,
+)
 from .losses import denoising_loss, dropped, log_snr_normal, min_snr, snr
 from .networks import MLP, Classifier, UNet
 from .plotting import style
@@ -55,6 +65,7 @@ __all__ = [
     "UNet",
     "VPSchedule",
     "available",
+    "bits_per_dim",
     "check",
     "checkpoints",
     "classifier_free",
@@ -66,9 +77,11 @@ __all__ = [
     "data",
     "ddim_step",
     "ddpm_step",
+    "decoder_nll",
     "denoising_loss",
     "dpmpp_2m_step",
     "dropped",
+    "elbo",
     "eps_from_x0",
     "facts",
     "fashion_mnist",
@@ -77,6 +90,7 @@ __all__ = [
     "heun_step",
     "image_folder",
     "karras_times",
+    "kl_term",
     "ledger",
     "linear_schedule",
     "load",
@@ -85,8 +99,11 @@ __all__ = [
     "metrics",
     "min_snr",
     "networks",
+    "ode_log_likelihood",
     "on_schedule",
+    "optimal_variance",
     "plotting",
+    "prior_kl",
     "q_posterior",
     "q_sample",
     "q_step",
@@ -97,6 +114,7 @@ __all__ = [
     "shuffled",
     "sigmoid_schedule",
     "snr",
+    "step_nats",
     "style",
     "train",
     "trajectory",

@@ -1,9 +1,13 @@
 """The forward process and its exact conditionals, for any schedule."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .schedules import Schedule
+
+Variance = str | Callable[[Schedule, Tensor, Tensor], Tensor]
 
 
 def q_sample(schedule: Schedule, x0: Tensor, t: Tensor | float, eps: Tensor) -> Tensor:
@@ -84,6 +88,28 @@ def posterior_coefficients(
     fresh = eta**2 * abs(1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)
     a = sigma_s * (1 - fresh) ** 0.5 / sigma_t
     return a, alpha_s - a * alpha_t, sigma_s * fresh**0.5
+
+
+def reverse_variance(
+    variance: Variance, schedule: Schedule, x: Tensor, t: Tensor | float, s
+) -> Tensor | float:
+    """Return the variance of the reverse step from t to s, to broadcast to x (B, ...).
+
+    "beta_tilde": of q(x_s | x_t, x_0); "beta": of q(x_t | x_s); or a function
+    (schedule, t, s) -> () or (B,). Raises ValueError for another name.
+    """
+    if callable(variance):
+        value = variance(schedule, t, s)
+        rows = isinstance(value, Tensor) and value.ndim == 1
+        return value.reshape(-1, *(1,) * (x.ndim - 1)).to(x) if rows else value
+    if variance == "beta_tilde":
+        return posterior_coefficients(schedule, x, t, s)[2] ** 2
+    if variance != "beta":
+        raise ValueError(
+            f"unknown variance {variance!r}: 'beta', 'beta_tilde' or a function"
+        )
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
+    return sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
 
 
 def q_posterior(

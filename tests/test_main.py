@@ -6,7 +6,9 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
+from torch.testing import assert_close
 
+from diffusion_lib import load
 from diffusion_lib.__main__ import main
 
 PHOTO = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
@@ -47,9 +49,10 @@ def test_from_a_folder_of_colour_pictures_to_a_grid(trained, tmp_path):
 
 
 def test_a_finished_run_is_not_repeated(trained, folder, capsys):
-    before = trained.read_bytes()
+    before, written = load(trained).state_dict(), trained.stat().st_mtime_ns
     assert main(arguments(folder, trained.parent)) == 0
-    assert trained.read_bytes() == before
+    assert trained.stat().st_mtime_ns > written
+    assert_close(load(trained).state_dict(), before, rtol=0, atol=0)
     assert "12 pictures of 16 x 16" in capsys.readouterr().out
 
 

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .process import check_data, posterior_coefficients
+from .process import Variance, check_data, posterior_coefficients, reverse_variance
 from .schedules import Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[], Tensor]
-Variance = str | Callable[[Schedule, Tensor, Tensor], Tensor]
 
 
 class Frame(NamedTuple):
@@ -57,20 +56,9 @@ def ddpm_step(
     x0 = denoise(x, t)
     a, b, std = posterior_coefficients(schedule, x, t, s, eta=1.0)
     if variance != "beta_tilde":
-        std = _reverse_variance(variance, schedule, x, t, s) ** 0.5
+        std = reverse_variance(variance, schedule, x, t, s) ** 0.5
     mean = (a * x).add_(x0, alpha=b)
     return (mean + std * noise() if s > 0 else mean), x0, state
-
-
-def _reverse_variance(variance: Variance, schedule, x, t, s):
-    if callable(variance):
-        return variance(schedule, t, s)
-    if variance != "beta":
-        raise ValueError(
-            f"unknown variance {variance!r}: 'beta_tilde', 'beta' or a function"
-        )
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
-    return sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
 
 
 def heun_step(denoise, schedule, x, t, s, state=None, noise=None):

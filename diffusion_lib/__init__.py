@@ -4,7 +4,7 @@ x_t = alpha_t x_0 + sigma_t eps. A model is a function denoise(x, t) -> x0_hat.
 A sampler is a step function. Guidance is a wrapper.
 """
 
-from . import checkpoints, data, ledger, metrics, networks, plotting
+from . import checkpoints, data, diagnostics, ledger, metrics, networks, plotting
 from .analytic import GaussianMixture
 from .checkpoints import Spec, available, facts, load, save
 from .convert import convert_point, convert_time, on_schedule
@@ -79,6 +79,7 @@ __all__ = [
     "ddpm_step",
     "decoder_nll",
     "denoising_loss",
+    "diagnostics",
     "dpmpp_2m_step",
     "dropped",
     "elbo",

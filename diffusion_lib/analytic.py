@@ -46,32 +46,36 @@ class GaussianMixture:
         along = self.variances[k].sqrt() * z
         return self.means[k] + torch.einsum("nij,nj->ni", self.axes[k], along)
 
-    def _parts(self, x: Tensor, alpha: Tensor, sigma: Tensor):
+    def _parts(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float):
         """For x (B, D): log weight + log density (B, K); offsets on the axes; vars."""
         if x.ndim != 2 or x.shape[1] != self.means.shape[1]:
             raise ValueError(
                 f"x must have shape (B, {self.means.shape[1]}), got {tuple(x.shape)}"
             )
-        alpha, sigma = alpha.to(x).reshape(-1, 1, 1), sigma.to(x).reshape(-1, 1, 1)
+        alpha, sigma = (
+            torch.as_tensor(value, dtype=x.dtype, device=x.device).reshape(-1, 1, 1)
+            for value in (alpha, sigma)
+        )
         offset = x[:, None] - alpha * self.means.to(x)  # (B, K, D)
         along = torch.einsum("kij,bki->bkj", self.axes.to(x), offset)
         var = alpha**2 * self.variances.to(x) + sigma**2  # (B or 1, K, D)
         log_density = -0.5 * (along**2 / var + var.log() + math.log(2 * math.pi))
         return self.weights.to(x).log() + log_density.sum(-1), along, var, alpha
 
-    def log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def log_prob(
+        self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float
+    ) -> Tensor:
         """Return log p(x_t) in nats, (B,), where x_t = alpha x_0 + sigma eps.
 
-        x: (B, D); alpha, sigma: () or (B, 1) or (B,), as a schedule returns them.
+        x: (B, D); alpha, sigma: numbers, (), (B, 1) or (B,), as a schedule returns them.
         """
-        return self._parts(x, torch.as_tensor(alpha), torch.as_tensor(sigma))[
-            0
-        ].logsumexp(1)
+        return self._parts(x, alpha, sigma)[0].logsumexp(1)
 
-    def responsibilities(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def responsibilities(
+        self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float
+    ) -> Tensor:
         """Return p(part k | x_t), (B, K)."""
-        parts = self._parts(x, torch.as_tensor(alpha), torch.as_tensor(sigma))
-        return parts[0].softmax(1)
+        return self._parts(x, alpha, sigma)[0].softmax(1)
 
     def denoiser(self, schedule: Schedule) -> Callable[..., Tensor]:
         """Return the exact denoise(x, t) = E[x_0 | x_t], x (B, D), t () or (B,)."""

@@ -67,7 +67,7 @@ class GaussianMixture:
     ) -> Tensor:
         """Return log p(x_t) in nats, (B,), where x_t = alpha x_0 + sigma eps.
 
-        x: (B, D); alpha, sigma: numbers, (), (B, 1) or (B,), as a schedule returns them.
+        x: (B, D); alpha, sigma: numbers, (), (B, 1) or (B,), as schedules return them.
         """
         return self._parts(x, alpha, sigma)[0].logsumexp(1)
 

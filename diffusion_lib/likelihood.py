@@ -27,7 +27,8 @@ def bits_per_dim(nats: Tensor | float, D: int) -> Tensor | float:
 def prior_kl(schedule: Schedule, x0: Tensor, std: float | None = None) -> Tensor:
     """Return L_T = KL(q(x_T | x_0) || N(0, std^2 I)) in nats, (B,), for x0 (B, ...).
 
-    std: of the sampler's start; default that of schedule.noise, sigma at t_max.
+    std: of the sampler's start; default that of schedule.noise, sigma at t_max. The
+    papers' N(0, I) is std=1; the two differ where alpha at t_max is not near 0.
     """
     x0 = x0.double()
     alpha, sigma = schedule.at(schedule.t_max, x0)
@@ -191,8 +192,8 @@ def step_groups(n: int, draws: int | None = None) -> list[tuple[int, int]]:
 def optimal_variance(mse: Callable[[Tensor], Tensor]) -> Variance:
     """Return the isotropic variance that makes the bound tightest, for given errors.
 
-    mse: t () or (B,) -> E (x_0 - x0_hat)^2 per number at t. The variance is beta_tilde
-    plus what the doubt about x_0 adds, b^2 mse (Bao et al. 2022, Analytic-DPM).
+    mse: t () or (B,), float64 -> E (x_0 - x0_hat)^2 per number at t. The variance is
+    beta_tilde plus what the doubt about x_0 adds, b^2 mse (Bao et al. 2022).
     """
 
     def variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:

@@ -8,18 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..ledger import code_hash, result, results_folder
-from .ablation import ablation
-from .bits import bits
-from .scores import scores
+from . import ablation, bits, scores
 from .shared import Report, device
 
 MEASUREMENTS = {  # name: the function, and the library's files its values depend on
-    "scores": (scores, ["samplers.py", "recipes.py", "metrics.py"]),
+    "scores": (scores.scores, ["samplers.py", "recipes.py", "metrics.py"]),
     "ablation": (
-        ablation,
+        ablation.ablation,
         ["training.py", "losses.py", "recipes.py", "samplers.py", "networks/*.py"],
     ),
-    "bits": (bits, ["likelihood.py", "process.py", "denoiser.py"]),
+    "bits": (bits.bits, ["likelihood.py", "process.py", "denoiser.py"]),
 }
 
 

@@ -6,6 +6,7 @@ One batch reads all slopes at once: each row has one of them at a small PROBE, t
 at 0. Then x_0 has mean c and variance a^2 sigma_T^2 + sum b_k^2, to rounding.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,26 @@ def gaussian(schedule: Schedule, mean: float | Tensor, std: float | Tensor) -> D
         alpha, sigma = schedule.at(t, x)
         gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
         return mean + gain * (x - alpha * mean)
+
+    return denoise
+
+
+def two_bumps(
+    schedule: Schedule, means: Law, std: float, weights: tuple[float, float]
+) -> Denoise:
+    """Return the exact denoise(x, t) for two bumps of one std; each value by itself.
+
+    The log-odds of the bumps are a straight line in x, so a sigmoid picks between them.
+    """
+    (low, high), odds = means, math.log(weights[1] / weights[0])
+
+    def denoise(x: Tensor, t: Any) -> Tensor:
+        alpha, sigma = schedule.at(t, x)
+        var = alpha**2 * std**2 + sigma**2
+        slope = alpha * (high - low) / var
+        share = torch.sigmoid(odds + slope * (x - alpha * (low + high) / 2))
+        centre = low + (high - low) * share
+        return centre + alpha * std**2 / var * (x - alpha * centre)
 
     return denoise
 

@@ -12,12 +12,15 @@ from ..process import check_data
 from ..samplers import ddim_step, ddpm_step, dpmpp_2m_step, heun_step, sample
 from ..schedules import Schedule
 from .findings import Finding
-from .probes import ROUNDING, Law, Probed, Sampler, Watched, moments, probe
+from .probes import ROUNDING, Law, Probed, Sampler, Watched, moments, probe, two_bumps
 
 ORACLES = {"point": (0.8, 0.0), "unit": (0.0, 1.0), "narrow": (-0.43, 0.1)}
 """Gaussian data, (mean, std). The last has the mean pixel of Fashion-MNIST."""
+BUMPS = (-0.6, 0.5), 0.12, (0.3, 0.7)  # means, std, weights
 MIXTURE = GaussianMixture(
-    torch.tensor([[-0.6], [0.5]], dtype=torch.float64), 0.12, torch.tensor([0.3, 0.7])
+    torch.tensor(BUMPS[0], dtype=torch.float64)[:, None],
+    BUMPS[1],
+    torch.tensor(BUMPS[2]),
 )
 """Data of two unequal bumps within [-1, 1], float64."""
 SHIFT = 0.25  # deviations: one start in ten gives itself away (erf(0.25 / 8^0.5))
@@ -37,8 +40,8 @@ def run(
     denoise(x, t) returns E[x_0 | x_t] (`from_eps` adapts others); x is the noise at
     t_max. data: (B, ...), your training data, for their range and mean; without it the
     prior is judged for 28 x 28 pictures of mean -0.43. shape: of one x, if yours must
-    have more axes (there is no mixture then). n: samples of the mixture. What the
-    sampler raises is passed on.
+    have more axes. n: numbers drawn from the mixture. What the sampler raises is passed
+    on.
     """
     probed = probe(sampler, schedule, list(ORACLES.values()), shape)
     findings = _behaviour(probed)
@@ -47,9 +50,8 @@ def run(
         return findings  # nothing can be measured
     findings.append(Finding("affine", probed.bend(), 0, ROUNDING))
     findings += _moments(probed.moments(), schedule, grid)
-    if shape == (1,):
-        distance = w1(mixture_samples(sampler, schedule, n))
-        findings.append(Finding("mixture", distance, 0, _worst_w1(schedule, grid, n)))
+    distance = w1(mixture_samples(sampler, schedule, n, shape))
+    findings.append(Finding("mixture", distance, 0, _worst_w1(schedule, grid, n)))
     return [*findings, prior(schedule, grid[0], data), *data_range(data)]
 
 
@@ -120,13 +122,18 @@ def w1(x: Tensor) -> float:
 
 
 def mixture_samples(
-    sampler: Sampler, schedule: Schedule, n: int = 20_000, seed: int = 0
+    sampler: Sampler,
+    schedule: Schedule,
+    n: int = 20_000,
+    shape: tuple[int, ...] = (1,),
+    seed: int = 0,
 ) -> Tensor:
-    """Return n samples (n, 1) of MIXTURE made with its exact denoiser."""
+    """Return about n independent draws of MIXTURE, (rows, *shape), by its denoiser."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        x = schedule.noise((n, 1), dtype=torch.float64)
-        return sampler(Watched(MIXTURE.denoiser(schedule), schedule), schedule, x)
+        rows = max(2, n // math.prod(shape))
+        x = schedule.noise((rows, *shape), dtype=torch.float64)
+        return sampler(Watched(two_bumps(schedule, *BUMPS), schedule), schedule, x)
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,7 @@ from ..schedules import Schedule
 from .findings import Finding
 from .sampler import data_range
 
-NATS = 0.02
+NATS = 0.01
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ def table(findings: Sequence[Finding]) -> "HTML":
     return plotting.table(
         {
             "check": [f.name for f in findings],
-            "value": [f.value for f in findings],
+            "value": [f.value if abs(f.value) > 1e-9 else 0 for f in findings],
             "allowed": [f.allowed for f in findings],
             "verdict": ["ok" if f.ok else "✗ look here" for f in findings],
             "usual cause": [f.hint for f in findings],

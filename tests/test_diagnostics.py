@@ -128,6 +128,31 @@ def test_the_mixture_alone_passes_four_bugs(bug):
     assert found and "mixture" not in found
 
 
+@pytest.mark.parametrize(
+    "name, settings, found",
+    [
+        ("DDPMScheduler", {"clip_sample": True}, []),
+        ("DDIMScheduler", {"clip_sample": False}, []),
+        ("DDIMScheduler", {"timestep_spacing": "trailing"}, []),
+        ("DDIMScheduler", {"set_alpha_to_one": False}, ["point: std"]),
+        ("DPMSolverMultistepScheduler", {}, []),
+    ],
+)
+def test_samplers_of_others(name, settings, found):
+    """diffusers, with its 0-based float32 tables: right, or ended one row early."""
+    diffusers = pytest.importorskip("diffusers")
+
+    def sampler(eps, schedule, x):
+        theirs = getattr(diffusers, name)(1000, 1e-4, 0.02, **settings)
+        theirs.set_timesteps(20)
+        for t in theirs.timesteps:
+            x = theirs.step(eps(x, t), t, x).prev_sample
+        return x
+
+    report = dg.run(dg.from_eps(sampler, first=0), SCHEDULES["linear"])
+    assert dg.failed(report) == found
+
+
 def test_state_between_calls_is_found():
     memory = []
 

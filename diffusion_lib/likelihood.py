@@ -11,7 +11,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .process import Variance, posterior_coefficients, q_sample, reverse_variance
+from .process import (
+    Variance,
+    check_alike,
+    check_data,
+    posterior_coefficients,
+    q_sample,
+    reverse_variance,
+)
 from .schedules import Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -30,6 +37,7 @@ def prior_kl(schedule: Schedule, x0: Tensor, std: float | None = None) -> Tensor
     std: of the sampler's start; default that of schedule.noise, sigma at t_max. The
     papers' N(0, I) is std=1; the two differ where alpha at t_max is not near 0.
     """
+    check_data(x0)
     x0 = x0.double()
     alpha, sigma = schedule.at(schedule.t_max, x0)
     ratio = (sigma / (sigma if std is None else std)) ** 2
@@ -48,8 +56,10 @@ def kl_term(
     """Return KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in nats, (B,), for 0 < s < t.
 
     p is the step of `ddpm_step`: the posterior's mean with x0_hat (B, ...) in the place
-    of x_0, and the given variance. Ho et al. (2020), L_{t-1} in eq. 5.
+    of x_0, and the given variance. Ho et al. (2020), L_{t-1} in eq. 5. Raises
+    ValueError at s = 0, for shapes that differ, or for NaN.
     """
+    check_alike(x0, x0_hat)
     x0, x0_hat = x0.double(), x0_hat.double()
     _, b, std = posterior_coefficients(schedule, x0, t, s)
     if bool((torch.as_tensor(std) == 0).any()):
@@ -67,8 +77,10 @@ def decoder_nll(
 
     x0, mean: (B, ...); x0 on `levels` even values from -1 to 1: each owns the Gaussian
     within half a step of it, the two ends all beyond. Ho et al. (2020), eq. 13. With
-    levels None x0 is continuous, and its density is taken.
+    levels None it is the density of a continuous x0. Raises ValueError for an x0 off
+    the levels, shapes that differ, or NaN.
     """
+    check_alike(x0, mean)
     x0, mean = x0.double(), mean.double()
     std = torch.as_tensor(std, dtype=torch.float64)
     if levels is None:
@@ -113,10 +125,9 @@ def step_nats(
     """
     eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(x0.device)
     x0_hat = denoise(q_sample(schedule, x0, t, eps), t)
-    last = torch.as_tensor(s) == 0
+    last = (torch.as_tensor(s) == 0).to(x0.device).expand(len(x0))
     nats = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     for rows, is_last in ((last, True), (~last, False)):
-        rows = rows.to(x0.device).expand(len(x0))
         if not bool(rows.any()):
             continue
         t_rows, s_rows = _rows(t, rows), _rows(s, rows)

@@ -22,6 +22,12 @@ def q_sample(schedule: Schedule, x0: Tensor, t: Tensor | float, eps: Tensor) -> 
     return alpha * x0 + sigma * eps
 
 
+def is_finite(x: Tensor) -> bool:
+    """Return whether x holds no NaN and nothing infinite: NaN spreads to both ends."""
+    low, high = x.detach().aminmax()
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
 def check_data(x: Tensor) -> None:
     """Raise TypeError or ValueError unless x is a non-empty, finite, floating batch."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -31,8 +37,7 @@ def check_data(x: Tensor) -> None:
         )
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"expected a batch (B, ...) of data, got {tuple(x.shape)}")
-    low, high = x.detach().aminmax()
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):  # NaN spreads to both
+    if not is_finite(x):
         raise ValueError("the data contain NaN or infinite values")
 
 

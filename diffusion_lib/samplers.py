@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .process import Variance, check_data, posterior_coefficients, reverse_variance
+from .process import (
+    Variance,
+    check_data,
+    is_finite,
+    posterior_coefficients,
+    reverse_variance,
+)
 from .schedules import Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -99,7 +105,6 @@ def _half_log_snr(schedule: Schedule, x: Tensor, t: Tensor) -> float:
     return math.log(alpha / sigma) if alpha > 0 else -math.inf
 
 
-@torch.no_grad()
 def trajectory(
     denoise: Denoise,
     schedule: Schedule,
@@ -120,9 +125,10 @@ def trajectory(
     noise = noise_like(x, generator)
     state: Any = None
     for t, s in pairwise(times.unbind()):
-        x, x0, state = step(denoise, schedule, x, t, s, state, noise)
+        with torch.no_grad():
+            x, x0, state = step(denoise, schedule, x, t, s, state, noise)
         yield Frame(s, x, x0)
-    if not bool(torch.isfinite(x).all()):
+    if not is_finite(x):
         raise ValueError(
             "the trajectory ended in NaN or infinite values: look at the net's output "
             "at the first time, and try more steps or clip_x0(denoise)"

@@ -124,6 +124,10 @@ class _Loop:
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=settings.precision)
         net = module.net if hasattr(module, "net") else module
         self.net = net.to(self.accelerator.device)
+        if cpu and settings.precision == "no":  # 2-d convolutions are faster so
+            for layer in self.net.modules():
+                if isinstance(layer, nn.Conv2d):
+                    layer.to(memory_format=torch.channels_last)
         self.average = AveragedModel(net, multi_avg_fn=self._lerp)
         self.optimizer = torch.optim.AdamW(
             net.parameters(),

@@ -79,6 +79,7 @@ class Attention(nn.Module):
         """Return x with every position having looked at all others."""
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).reshape(B, 3, self.heads, -1, H * W)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each (B, heads, H W, C / heads)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.transpose(-1, -2).reshape(B, C, H, W))
+        q, k, v = qkv.unbind(1)  # each (B, heads, C / heads, H W)
+        weight = torch.softmax(q.transpose(-1, -2) @ k / q.shape[-2] ** 0.5, dim=-1)
+        h = v @ weight.transpose(-1, -2)
+        return x + self.out(h.reshape(B, C, H, W))

@@ -47,13 +47,18 @@ def label_loss(
     return denoising_loss(denoiser, x0, cond, times)
 
 
-def focused_loss(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """`label_loss` at times whose log-SNR is N(1.6, 2.4^2), where the work is, (B,).
+def focused_times(schedule: Schedule, n: int) -> Tensor:
+    """Return n times whose log-SNR is N(1.6, 2.4^2), where the work is; (n,).
 
     In units of sigma / alpha: log-normal with mean -0.8, deviation 1.2, near the
     density of Karras et al. (2022); a tenth of the times stays uniform.
     """
-    times = log_snr_normal(denoiser.schedule, len(batch[0]), mean=1.6, std=2.4)
+    return log_snr_normal(schedule, n, mean=1.6, std=2.4)
+
+
+def focused_loss(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """`label_loss` at `focused_times`, (B,)."""
+    times = focused_times(denoiser.schedule, len(batch[0]))
     return label_loss(denoiser, batch, times)
 
 

@@ -4,11 +4,13 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ..ledger import code_hash, result, results_folder
-from . import ablation, bits, scores
+from . import ablation, bits, quality, scores
 from .shared import Report, device
 
 MEASUREMENTS = {  # name: the function, and the library's files its values depend on
@@ -17,6 +19,10 @@ MEASUREMENTS = {  # name: the function, and the library's files its values depen
         ablation.ablation,
         ["training.py", "losses.py", "recipes.py", "samplers.py", "networks/*.py"],
     ),
+    "quality": (
+        quality.quality,
+        ["training.py", "losses.py", "samplers.py", "metrics.py", "networks/*.py"],
+    ),
     "bits": (bits.bits, ["likelihood.py", "process.py", "denoiser.py"]),
 }
 
@@ -24,30 +30,46 @@ MEASUREMENTS = {  # name: the function, and the library's files its values depen
 def measure(name: str, report: Report = lambda line: None) -> Path:
     """Run a measurement and write results/NAME.json; return its path.
 
+    One that yields what it has found so far is written each time, and may go on from
+    there when it was interrupted.
+
     Raises ValueError for an unknown name.
     """
     if name not in MEASUREMENTS:
         raise ValueError(f"no measurement {name!r}: there are {sorted(MEASUREMENTS)}")
     function, files = MEASUREMENTS[name]
     start, code = time.perf_counter(), code_hash(*files)
-    found = function(report)
-    document = {
-        "name": name,
-        "date": time.strftime("%Y-%m-%d"),
-        "seconds": round(time.perf_counter() - start),
-        "machine": "one GPU" if device() == "cuda" else f"{os.cpu_count()} CPU cores",
-        "versions": {p: version(p) for p in ("torch", "torchvision", "numpy")},
-        "python": platform.python_version(),
-        **found,
-        "files": files,
-        "code": code,
-    }
     path = results_folder() / f"{name}.json"
+    found = function(report)
+    for part in found if isinstance(found, Iterator) else [found]:
+        document = {
+            "name": name,
+            "date": time.strftime("%Y-%m-%d"),
+            "seconds": round(time.perf_counter() - start),
+            "machine": "one GPU"
+            if device() == "cuda"
+            else f"{os.cpu_count()} CPU cores",
+            "versions": {p: version(p) for p in ("torch", "torchvision", "numpy")},
+            "python": platform.python_version(),
+            **part,
+            "files": files,
+            "code": code,
+        }
+        write(path, document)
+    return path
+
+
+def machine() -> str:
+    """Return what measured: "one GPU", or how many CPU cores."""
+    return "one GPU" if device() == "cuda" else f"{os.cpu_count()} CPU cores"
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Write a result as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf8")
     os.replace(partial, path)
-    return path
 
 
 def stale() -> list[str]:

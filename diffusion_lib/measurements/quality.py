@@ -1,0 +1,199 @@
+"""Quality for compute: our recipe and other libraries' under the same clock.
+
+The clock is the number of pictures that each trains on in so many seconds of a machine
+that does nothing else, measured first; what else the machine does while they train
+changes nothing then. Interrupted, the measurement goes on where it was.
+"""
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torchvision.io import ImageReadMode, read_image, write_png
+
+from .. import metrics, networks
+from ..data import cache_folder, fashion_mnist
+from ..denoiser import Denoiser
+from ..ledger import result, results_folder
+from ..losses import denoising_loss
+from ..process import check_data
+from ..recipes import RECIPES, generate
+from ..schedules import cosine_schedule, linear_schedule
+from ..training import shuffled, train
+from .shared import Report
+
+if TYPE_CHECKING:
+    from .peers import Contestant
+
+BATCH, N, SEEDS, SHOWN = 128, 2000, 3, 16
+PEERS = ("diffusers", "denoising-diffusion-pytorch", "smalldiffusion")
+ROWS = {  # name: (the contestant's name, seconds of training)
+    "ours": ("ours", 480),
+    **{name: (name, 480) for name in PEERS},
+    **{f"{name}, our recipe": (f"{name}, our recipe", 480) for name in PEERS},
+    "ours, 25 minutes": ("ours", 1500),
+    "ours, a quarter of the steps": ("ours", 120),
+    "ours, uniform times": ("ours, uniform times", 480),
+    "ours, eps on the linear schedule": ("ours, eps on the linear schedule", 480),
+    "ours, float32": ("ours, float32", 480),
+    "ours, told the class": ("ours, told the class", 480),
+}
+
+
+def contestants() -> dict[str, Callable[[], "Contestant"]]:
+    """Return what builds each contestant. Raises ValueError without the peers."""
+    try:
+        from . import peers
+    except ImportError as error:
+        raise ValueError(
+            f"other libraries are needed ({error}): pip install -e '.[bench]'"
+        ) from None
+
+    def ours(loss=peers.focused, schedule=cosine_schedule, prediction="v", **settings):
+        denoiser = Denoiser(networks.UNet(), schedule(), prediction)
+        settings = {"precision": "bf16", "ema": 0.995, "rate": 2e-3, **settings}
+        return peers.Contestant(denoiser, loss, peers.twenty_calls, settings)
+
+    def uniform(denoiser, batch):
+        return denoising_loss(denoiser, batch[0])
+
+    def labelled():
+        def sample(denoiser, n, seed):
+            return generate(denoiser, n, peers.CALLS, torch.arange(n) % 10, seed)
+
+        recipe = RECIPES["fashion-unet"]
+        settings = {**recipe.settings, "ema": 0.995}
+        return peers.Contestant(recipe.spec.build(), recipe.loss, sample, settings)
+
+    shaped = (
+        peers.diffusers_shaped,
+        peers.lucidrains_shaped,
+        peers.smalldiffusion_shaped,
+    )
+    as_they_come = peers.of_diffusers, peers.of_lucidrains, peers.of_smalldiffusion
+    return {
+        "ours": ours,
+        **dict(zip(PEERS, as_they_come, strict=True)),
+        **{
+            f"{name}, our recipe": lambda build=build: peers.by_our_recipe(build())
+            for name, build in zip(PEERS, shaped, strict=True)
+        },
+        "ours, uniform times": lambda: ours(uniform),
+        "ours, eps on the linear schedule": lambda: ours(
+            uniform, linear_schedule, "eps"
+        ),
+        "ours, float32": lambda: ours(precision="no"),
+        "ours, told the class": labelled,
+    }
+
+
+def quality(report: Report) -> Iterator[dict[str, Any]]:
+    """Train every contestant for the same seconds; score 2,000 pictures of 20 calls.
+
+    Yields after every run. All sample in bf16, with their
+    averaged weights; ours is also scored without the average.
+    """
+    known = contestants()
+    found = _so_far() or {"speeds": speeds(known, report), "runs": []}
+    done = {(run["row"], run["seed"]) for run in found["runs"]}
+    facts = {"n": N, "calls": 20, "batch": BATCH}
+    facts["versions"] = {p: version(p) for p in ("torch", *PEERS)}
+    for seed in range(SEEDS):
+        for row, (name, seconds) in ROWS.items():
+            if (row, seed) in done:
+                continue
+            steps = round(found["speeds"][name] * seconds / BATCH)
+            run = one_run(known[name], row, seed, steps)
+            found["runs"].append(run)
+            report(f"{row}, seed {seed}, {steps} steps: {run['frechet']:.2f}")
+            yield {**facts, **found}
+
+
+def speeds(
+    known: dict[str, Callable[[], "Contestant"]], report: Report, rounds: int = 3
+) -> dict[str, float]:
+    """Return the pictures a second that each trains on, the median of some rounds."""
+    x, label = fashion_mnist("train")
+    batches = shuffled(x, label, size=BATCH)
+    values: dict[str, list[float]] = {name: [] for name in known}
+    for _ in range(rounds):
+        for name, build in known.items():
+            marks: list[float] = []
+            one = build()
+            train(
+                one.module,
+                one.loss,
+                batches,
+                4,
+                on_step=lambda step, loss, marks=marks: marks.append(
+                    time.perf_counter()
+                ),
+                **one.settings,
+            )
+            values[name].append(3 * BATCH / (marks[-1] - marks[0]))
+    for name, row in values.items():
+        report(f"{name}: {', '.join(f'{v:.0f}' for v in row)} pictures/s")
+    return {name: statistics.median(row) for name, row in values.items()}
+
+
+def one_run(
+    build: Callable[[], "Contestant"], row: str, seed: int, steps: int
+) -> dict[str, Any]:
+    """Train and score one contestant; an interrupted training goes on."""
+    torch.manual_seed(seed)
+    one, folder = build(), cache_folder() / "quality" / f"{row}, {seed}"
+    batches = shuffled(*fashion_mnist("train"), size=BATCH, seed=seed)
+    settings = {**one.settings, "seed": seed}
+    run = train(
+        one.module, one.loss, batches, steps, folder=folder, save_every=100, **settings
+    )
+    found: dict[str, Any] = {"row": row, "seed": seed, "steps": steps}
+    found["millions"] = sum(p.numel() for p in one.module.parameters()) / 1e6
+    pictures = sampled(one, run.ema, seed)
+    found |= metrics.scores(pictures)
+    if row == "ours":
+        raw = metrics.scores(sampled(one, run.model, seed))
+        found |= {f"{key}_without_average": value for key, value in raw.items()}
+    if seed == 0:
+        _show(row, pictures[:SHOWN])
+    shutil.rmtree(folder)
+    return found
+
+
+def sampled(one: "Contestant", module: nn.Module, seed: int) -> torch.Tensor:
+    """Return N pictures, clamped to [-1, 1]; ValueError for NaN or infinite values."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        pictures = one.sample(module.eval(), N, seed).float()
+    check_data(pictures)
+    return pictures.clamp(-1, 1)
+
+
+def _so_far() -> dict[str, Any] | None:
+    """What an interrupted measurement has found; None if there is none, or it ended."""
+    try:
+        before = result("quality")
+    except ValueError:
+        return None
+    if len(before["runs"]) == SEEDS * len(ROWS):
+        return None
+    return {"speeds": before["speeds"], "runs": before["runs"]}
+
+
+def _show(row: str, pictures: torch.Tensor) -> None:
+    """Put pictures into their row of results/quality.png, white for those to come."""
+    path: Path = results_folder() / "quality.png"
+    size = (1, 28 * len(ROWS), 28 * SHOWN)
+    sheet = torch.full(size, 255, dtype=torch.uint8)
+    if path.exists():
+        before = read_image(str(path), ImageReadMode.GRAY)
+        sheet = before if before.shape == size else sheet
+    top = 28 * list(ROWS).index(row)
+    strip = torch.cat(list(pictures[:, 0].float().cpu()), dim=1)
+    sheet[0, top : top + 28] = ((strip.clamp(-1, 1) + 1) * 127.5).round().byte()
+    write_png(sheet, str(path))

@@ -111,6 +111,22 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, flo
     )
 
 
+def sharpness(x: Tensor) -> float:
+    """Return the mean square of the discrete Laplacian of pictures (N, C, H, W).
+
+    Blur lowers it, noise raises it: compare with real pictures' value.
+    """
+    check_data(x)
+    inside = x[..., 1:-1, 1:-1]
+    around = x[..., 2:, 1:-1] + x[..., :-2, 1:-1] + x[..., 1:-1, 2:] + x[..., 1:-1, :-2]
+    return float((around - 4 * inside).double().square().mean())
+
+
+@lru_cache(maxsize=4)
+def _real_sharpness(n: int, split: str) -> float:
+    return sharpness(fashion_mnist(split)[0][:n])
+
+
 @lru_cache(maxsize=4)
 def real_features(n: int, split: str = "test") -> Tensor:
     """Return the features of the first n pictures of a split of Fashion-MNIST."""
@@ -120,7 +136,8 @@ def real_features(n: int, split: str = "test") -> Tensor:
 def scores(pictures: Tensor, split: str = "test") -> dict[str, float]:
     """Return every score of pictures (N, 1, 28, 28) against as many real ones.
 
-    The floor is what real pictures of the other split reach. At most 10,000 count.
+    The floor is what real pictures of the other split reach; sharpness is over that of
+    real pictures. At most 10,000 count.
     """
     n = min(len(pictures), 10_000)
     fake, real = features(pictures[:n]), real_features(n, split)
@@ -129,12 +146,14 @@ def scores(pictures: Tensor, split: str = "test") -> dict[str, float]:
     precision, recall = precision_recall(real, fake)
     floor = frechet_distance(other, real)
     frechet = frechet_distance(fake, real)
+    edges = sharpness(_as_shown(pictures[:n])) / _real_sharpness(n, split)
     return {
         "n": n,
         "frechet": frechet,
         "frechet_floor": floor,
         "frechet_over_floor": frechet / floor,
         "kid": kid(fake, real),
+        "sharpness": edges,
         "density": density,
         "coverage": coverage,
         "precision": precision,

@@ -12,7 +12,7 @@ LAYERS = [
     "grids",
     "schedules networks data plotting analytic ledger",
     "denoiser process",
-    "losses samplers guidance likelihood convert",
+    "losses samplers guidance likelihood convert baselines",
     "checkpoints",
     "metrics diagnostics",
     "training distillation lora",

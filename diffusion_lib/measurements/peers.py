@@ -193,7 +193,7 @@ def of_smalldiffusion() -> Contestant:
                 sigmas,
                 gam=1.6,
                 batchsize=len(part),
-                accelerator=Accelerator(cpu=True),
+                accelerator=cpu,
             )
             parts.append(x)
         return torch.cat(parts)

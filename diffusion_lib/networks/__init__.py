@@ -1,8 +1,28 @@
-"""The networks: U-Net, multilayer perceptron, classifier, and their blocks."""
+"""The networks: U-Net, transformer, multilayer perceptron, ... and their blocks."""
 
-from .blocks import Attention, ResBlock, TimeEmbedding
+from .baselines import GAN, VAE
+from .blocks import (
+    Attention,
+    ConvNeXtBlock,
+    LinearAttention,
+    ResBlock,
+    TimeEmbedding,
+)
 from .classifier import Classifier
 from .mlp import MLP
+from .transformer import Transformer
 from .unet import UNet
 
-__all__ = ["MLP", "Attention", "Classifier", "ResBlock", "TimeEmbedding", "UNet"]
+__all__ = [
+    "GAN",
+    "MLP",
+    "VAE",
+    "Attention",
+    "Classifier",
+    "ConvNeXtBlock",
+    "LinearAttention",
+    "ResBlock",
+    "TimeEmbedding",
+    "Transformer",
+    "UNet",
+]

@@ -1,0 +1,42 @@
+"""How a VAE and a GAN are trained: losses for `train`, as for diffusion."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from .networks import GAN, VAE
+
+
+def vae_loss(vae: VAE, batch: tuple[Tensor, ...]) -> Tensor:
+    """Return minus the evidence lower bound per number, in nats, (B,).
+
+    batch: (pictures (B, 1, 28, 28), ...); p(x | z) = N(decoder(z), s^2), and s^2 is
+    the batch's mean squared error, which makes the bound largest (Rybkin et al. 2021).
+    """
+    x = batch[0]
+    x_hat, mean, log_std = vae(x)
+    error = (x - x_hat).float().square().flatten(1).mean(1)
+    variance = error.mean().detach()
+    kl = 0.5 * (mean**2 + (2 * log_std).exp() - 1 - 2 * log_std).float().sum(1)
+    nats = 0.5 * (error / variance + math.log(2 * math.pi) + variance.log())
+    return nats + kl / x[0].numel()
+
+
+def gan_loss(gan: GAN, batch: tuple[Tensor, ...], penalty: float = 0.1) -> Tensor:
+    """Return both players' losses, added up, (B,): each trains its own weights alone.
+
+    Non-saturating (Goodfellow et al. 2014), with the gradient penalty R1 of Mescheder
+    et al. (2018): without it training two players at once need not converge.
+    """
+    real = batch[0].detach().requires_grad_()
+    fake = gan.decoder(torch.randn(len(real), gan.decoder.latent).to(real))
+    says = gan.critic(real)
+    (slope,) = torch.autograd.grad(says.sum(), real, create_graph=True)
+    critic = F.softplus(-says) + F.softplus(gan.critic(fake.detach()))
+    critic = critic + penalty / 2 * slope.square().flatten(1).sum(1, keepdim=True)
+    frozen = {name: p.detach() for name, p in gan.critic.named_parameters()}
+    generator = F.softplus(-functional_call(gan.critic, frozen, fake))
+    return (critic + generator)[:, 0]

@@ -228,3 +228,13 @@ def test_bad_input_is_refused(call, message):
 def test_an_unknown_setting_is_refused():
     with pytest.raises(TypeError, match="learning_rate"):
         fit(learning_rate=1.0)
+
+
+def test_a_compiled_net_trains_like_the_net_itself():
+    def losses(wrap):
+        torch.manual_seed(0)
+        denoiser = Denoiser(wrap(MLP(2, width=16).double()), FlowSchedule(), "flow")
+        return train(denoiser, noisy, shuffled(X, size=16), 5).losses
+
+    compiled = losses(lambda net: torch.compile(net, backend="eager"))
+    assert compiled == pytest.approx(losses(lambda net: net), rel=1e-9)

@@ -24,7 +24,7 @@ from .likelihood import (
     step_nats,
 )
 from .losses import denoising_loss, dropped, log_snr_normal, min_snr, snr
-from .networks import MLP, Classifier, UNet
+from .networks import MLP, Classifier, Transformer, UNet
 from .plotting import style
 from .process import eps_from_x0, q_posterior, q_sample, q_step, score_from_x0
 from .samplers import (
@@ -62,6 +62,7 @@ __all__ = [
     "GaussianMixture",
     "Run",
     "Spec",
+    "Transformer",
     "UNet",
     "VPSchedule",
     "available",

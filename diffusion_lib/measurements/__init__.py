@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ..ledger import code_hash, result, results_folder
-from . import ablation, bits, quality, scores
+from . import ablation, architecture, bits, quality, scores
 from .shared import Report, device
 
 MEASUREMENTS = {  # name: the function, and the library's files its values depend on
     "scores": (scores.scores, ["samplers.py", "recipes.py", "metrics.py"]),
     "ablation": (
         ablation.ablation,
+        ["training.py", "losses.py", "recipes.py", "samplers.py", "networks/*.py"],
+    ),
+    "architecture": (
+        architecture.architecture,
         ["training.py", "losses.py", "recipes.py", "samplers.py", "networks/*.py"],
     ),
     "quality": (

@@ -1,10 +1,16 @@
 """What the measurements share: where they run, and how runs are summed up."""
 
+import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..data import cache_folder
+from ..ledger import result
 
 Report = Callable[[str], None]
 
@@ -22,3 +28,41 @@ def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
         spread = statistics.stdev(values) if len(values) > 1 else None
         table[key] = {"mean": statistics.fmean(values), "sd": spread}
     return table
+
+
+def unfinished(name: str, total: int) -> dict[str, Any] | None:
+    """Return what an interrupted measurement left; None if nothing, or all is done."""
+    try:
+        before = result(name)
+    except ValueError:
+        return None
+    return before if len(before["runs"]) < total else None
+
+
+def each_run(
+    found: dict[str, Any],
+    rows: Iterable[str],
+    seeds: int,
+    one_run: Callable[[str, int], dict[str, Any]],
+    report: Report,
+) -> Iterator[dict[str, Any]]:
+    """Make the runs that found["runs"] lacks, seed by seed; yield found after each.
+
+    one_run(row, seed) -> its scores, "frechet" among them.
+    """
+    done = {(run["row"], run["seed"]) for run in found["runs"]}
+    for seed in range(seeds):
+        for row in rows:
+            if (row, seed) not in done:
+                run = {"row": row, "seed": seed, **one_run(row, seed)}
+                found["runs"].append(run)
+                report(f"{row}, seed {seed}: Frechet {run['frechet']:.2f}")
+                yield found
+
+
+@contextmanager
+def run_folder(measurement: str, row: str, seed: int) -> Iterator[Path]:
+    """Give a folder from which a training resumes; remove it when all went well."""
+    folder = cache_folder() / measurement / f"{row}, {seed}"
+    yield folder
+    shutil.rmtree(folder)

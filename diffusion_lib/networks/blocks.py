@@ -19,24 +19,35 @@ def zero_(layer: nn.Module) -> nn.Module:
 class TimeEmbedding(nn.Module):
     """u (B,) -> (B, dim): sines and cosines of u, then a small perceptron.
 
-    The frequencies rise geometrically from 0.2 to 20 (Vaswani et al. 2017, scaled to
-    a u of order one).
+    kind: "sinusoidal" takes frequencies that rise geometrically from 0.2 to 20 (Vaswani
+    et al. 2017, scaled to a u of order one); "fourier" draws them from N(0, 10^2), once
+    (Tancik et al. 2020). In radians per unit of u.
     """
 
-    def __init__(self, dim: int, frequencies: int = 32):
+    def __init__(self, dim: int, frequencies: int = 32, kind: str = "sinusoidal"):
         super().__init__()
-        omega = torch.exp(torch.linspace(math.log(0.2), math.log(20), frequencies))
-        self.register_buffer("omega", omega, persistent=False)
+        if kind not in ("sinusoidal", "fourier"):
+            raise ValueError(f"time must be 'sinusoidal' or 'fourier', got {kind!r}")
+        drawn = kind == "fourier"  # random, so they must travel with the weights
+        if drawn:
+            omega = 10 * torch.randn(frequencies)
+        else:
+            omega = torch.exp(torch.linspace(math.log(0.2), math.log(20), frequencies))
+        self.register_buffer("omega", omega, persistent=drawn)
         self.mlp = nn.Sequential(
             nn.Linear(2 * frequencies, dim), nn.SiLU(), nn.Linear(dim, dim)
         )
 
-    def forward(self, u: Tensor) -> Tensor:
-        """Return the embedding of u (B,), (B, dim)."""
+    def waves(self, u: Tensor) -> Tensor:
+        """Return the sines, then the cosines of u (B,), (B, 2 frequencies)."""
         if u.ndim != 1:
             raise ValueError(f"u must have shape (B,), got {tuple(u.shape)}")
         angle = u[:, None] * self.omega  # (B, frequencies)
-        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1))
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Return the embedding of u (B,), (B, dim)."""
+        return self.mlp(self.waves(u))
 
 
 class ResBlock(nn.Module):
@@ -63,8 +74,60 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv2(F.silu(h))
 
 
+class ConvNeXtBlock(nn.Module):
+    """x + mlp(film(norm(depthwise(x)))): space and channels are mixed in turn.
+
+    x: (B, channels, H, W), e: (B, dim) -> (B, out, H, W). Liu et al. (2022), with scale
+    and shift from time; the last layer starts at zero, in place of their layer scale.
+    """
+
+    def __init__(self, channels: int, out: int, dim: int, expand: int = 4):
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.film = nn.Linear(dim, 2 * channels)
+        self.wide = nn.Linear(channels, expand * out)
+        self.narrow = zero_(nn.Linear(expand * out, out))
+        self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """Return (B, out, H, W)."""
+        h = self.norm(self.depthwise(x).movedim(1, 3))  # (B, H, W, channels)
+        h = modulate(h, self.film(e)[:, None, None, :])
+        h = self.narrow(F.gelu(self.wide(h)))
+        return self.skip(x) + h.movedim(3, 1)
+
+
+def modulate(h: Tensor, film: Tensor) -> Tensor:
+    """Return shift + h (1 + scale): FiLM on the last dimension (Perez et al. 2018)."""
+    scale, shift = film.chunk(2, dim=-1)
+    return torch.addcmul(shift, h, 1 + scale)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return v mixed by the softmax of q.k / sqrt(d), each (B, heads, d, N).
+
+    Every position asks all N: N^2 d multiplications. Vaswani et al. (2017).
+    """
+    weight = torch.softmax(q.transpose(-1, -2) @ k / q.shape[-2] ** 0.5, dim=-1)
+    return v @ weight.transpose(-1, -2)
+
+
+def attend_linearly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return v mixed by softmax(q).softmax(k), each (B, heads, d, N).
+
+    q is normalised over d, k over the N positions, so the N x N weights q.k are
+    positive, sum to one, and need not be formed: N d^2 multiplications. Katharopoulos
+    et al. (2020), in the form of Shen et al. (2021).
+    """
+    context = v @ k.softmax(dim=-1).transpose(-1, -2)  # (B, heads, d, d)
+    return context @ q.softmax(dim=-2)
+
+
 class Attention(nn.Module):
     """x + attention over all H W positions, (B, C, H, W) -> the same."""
+
+    mix = staticmethod(attend)
 
     def __init__(self, channels: int, heads: int = 4, groups: int = 8):
         super().__init__()
@@ -80,6 +143,10 @@ class Attention(nn.Module):
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).reshape(B, 3, self.heads, -1, H * W)
         q, k, v = qkv.unbind(1)  # each (B, heads, C / heads, H W)
-        weight = torch.softmax(q.transpose(-1, -2) @ k / q.shape[-2] ** 0.5, dim=-1)
-        h = v @ weight.transpose(-1, -2)
-        return x + self.out(h.reshape(B, C, H, W))
+        return x + self.out(self.mix(q, k, v).reshape(B, C, H, W))
+
+
+class LinearAttention(Attention):
+    """Attention whose cost grows with the positions, not with their square."""
+
+    mix = staticmethod(attend_linearly)

@@ -17,10 +17,10 @@ from ..data import fashion_mnist
 from ..denoiser import Denoiser
 from ..losses import denoising_loss
 from ..networks import MLP, Transformer, UNet
-from ..recipes import focused_times, generate
+from ..recipes import generate
 from ..schedules import cosine_schedule
 from ..training import shuffled, train
-from .shared import Report, device, each_run, run_folder, unfinished
+from .shared import Report, device, each_run, focused, run_folder, unfinished
 
 LEVELS = tuple(range(50, 1000, 100))  # times at which the loss is measured
 SETTINGS = {"precision": "bf16", "ema": 0.98, "save_every": 50}
@@ -106,12 +106,6 @@ def trained_and_scored(
             "level_losses": level_losses(run.ema, n),
             "seconds": run.seconds,
         }
-
-
-def focused(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The denoising loss without labels, at the recipe's times, (B,)."""
-    times = focused_times(denoiser.schedule, len(batch[0]))
-    return denoising_loss(denoiser, batch[0], t=times)
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..denoiser import Denoiser
-from ..losses import denoising_loss
-from ..recipes import focused_times, generate
+from ..recipes import generate
 from ..schedules import Schedule, cosine_schedule
+from .shared import focused
 
 Batch = tuple[Tensor, Tensor]  # pictures in [-1, 1] and labels
 CALLS = 20  # network calls a picture
@@ -54,12 +54,6 @@ class Told(nn.Module):
         """Return the net's answer, (B, 1, 28, 28)."""
         y = self.net(x, self.convert(u))
         return getattr(y, "sample", y)
-
-
-def focused(denoiser: Denoiser, batch: Batch) -> Tensor:
-    """Our recipe's loss without labels, (B,)."""
-    times = focused_times(denoiser.schedule, len(batch[0]))
-    return denoising_loss(denoiser, batch[0], t=times)
 
 
 def by_our_recipe(net: nn.Module, rate: float = 1e-3) -> Contestant:

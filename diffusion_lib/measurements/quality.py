@@ -5,7 +5,6 @@ that does nothing else, measured first; what else the machine does while they tr
 changes nothing then. Interrupted, the measurement goes on where it was.
 """
 
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -19,15 +18,15 @@ from torchvision.io import ImageReadMode, read_image, write_png
 
 from .. import metrics, networks
 from ..baselines import gan_loss, vae_loss
-from ..data import cache_folder, fashion_mnist
+from ..data import fashion_mnist
 from ..denoiser import Denoiser
-from ..ledger import result, results_folder
+from ..ledger import results_folder
 from ..losses import denoising_loss
 from ..process import check_data
 from ..recipes import RECIPES, generate
 from ..schedules import cosine_schedule, linear_schedule
 from ..training import shuffled, train
-from .shared import Report
+from .shared import Report, each_run, focused, run_folder, unfinished
 
 if TYPE_CHECKING:
     from .peers import Contestant
@@ -61,7 +60,7 @@ def contestants() -> dict[str, Callable[[], "Contestant"]]:
             f"other libraries are needed ({error}): pip install -e '.[bench]'"
         ) from None
 
-    def ours(loss=peers.focused, schedule=cosine_schedule, prediction="v", **settings):
+    def ours(loss=focused, schedule=cosine_schedule, prediction="v", **settings):
         denoiser = Denoiser(networks.UNet(), schedule(), prediction)
         settings = {"precision": "bf16", "ema": 0.995, "rate": 2e-3, **settings}
         return peers.Contestant(denoiser, loss, peers.twenty_calls, settings)
@@ -116,26 +115,24 @@ def contestants() -> dict[str, Callable[[], "Contestant"]]:
 def quality(report: Report) -> Iterator[dict[str, Any]]:
     """Train every contestant for the same seconds; score 2,000 pictures of 20 calls.
 
-    Yields after every run. All sample in bf16, with their
-    averaged weights; ours is also scored without the average.
+    Yields after every run. All sample in bf16, with their averaged weights; ours is
+    also scored without the average.
     """
     known = contestants()
-    found = _so_far()
-    clocks = {k: v for k, v in known.items() if k not in {*SAME_NET, *found["speeds"]}}
-    found["speeds"] |= speeds(clocks, report)
-    done = {(run["row"], run["seed"]) for run in found["runs"]}
-    facts = {"n": N, "calls": 20, "batch": BATCH}
-    facts["versions"] = {p: version(p) for p in ("torch", *PEERS)}
-    for seed in range(SEEDS):
-        for row, (name, seconds) in ROWS.items():
-            if (row, seed) in done:
-                continue
-            clock = "ours" if name in SAME_NET else name
-            steps = round(found["speeds"][clock] * seconds / BATCH)
-            run = one_run(known[name], row, seed, steps)
-            found["runs"].append(run)
-            report(f"{row}, seed {seed}, {steps} steps: {run['frechet']:.2f}")
-            yield {**facts, **found}
+    before = unfinished("quality", SEEDS * len(ROWS)) or {"speeds": {}, "runs": []}
+    pace = dict(before["speeds"])
+    clocks = {k: v for k, v in known.items() if k not in {*SAME_NET, *pace}}
+    pace |= speeds(clocks, report)
+    found: dict[str, Any] = {"n": N, "calls": 20, "batch": BATCH, "seeds": SEEDS}
+    found["versions"] = {p: version(p) for p in ("torch", *PEERS)}
+    found |= {"speeds": pace, "runs": before["runs"]}
+
+    def one_run(row: str, seed: int) -> dict[str, Any]:
+        name, seconds = ROWS[row]
+        steps = round(pace["ours" if name in SAME_NET else name] * seconds / BATCH)
+        return trained_and_scored(known[name], row, seed, steps)
+
+    yield from each_run(found, ROWS, SEEDS, one_run, report)
 
 
 def speeds(
@@ -165,27 +162,24 @@ def speeds(
     return {name: statistics.median(row) for name, row in values.items()}
 
 
-def one_run(
+def trained_and_scored(
     build: Callable[[], "Contestant"], row: str, seed: int, steps: int
 ) -> dict[str, Any]:
     """Train and score one contestant; an interrupted training goes on."""
     torch.manual_seed(seed)
-    one, folder = build(), cache_folder() / "quality" / f"{row}, {seed}"
-    batches = shuffled(*fashion_mnist("train"), size=BATCH, seed=seed)
-    settings = {**one.settings, "seed": seed}
-    run = train(
-        one.module, one.loss, batches, steps, folder=folder, save_every=100, **settings
-    )
-    found: dict[str, Any] = {"row": row, "seed": seed, "steps": steps}
+    one, batches = build(), shuffled(*fashion_mnist("train"), size=BATCH, seed=seed)
+    settings = {**one.settings, "seed": seed, "save_every": 100}
+    found: dict[str, Any] = {"steps": steps}
     found["millions"] = sum(p.numel() for p in one.module.parameters()) / 1e6
-    pictures = sampled(one, run.ema, seed)
-    found |= metrics.scores(pictures)
-    if row == "ours":
-        raw = metrics.scores(sampled(one, run.model, seed))
-        found |= {f"{key}_without_average": value for key, value in raw.items()}
-    if seed == 0:
-        _show(row, pictures[:SHOWN])
-    shutil.rmtree(folder)
+    with run_folder("quality", row, seed) as folder:
+        run = train(one.module, one.loss, batches, steps, folder=folder, **settings)
+        pictures = sampled(one, run.ema, seed)
+        found |= metrics.scores(pictures)
+        if row == "ours":
+            raw = metrics.scores(sampled(one, run.model, seed))
+            found |= {f"{key}_without_average": value for key, value in raw.items()}
+        if seed == 0:
+            _show(row, pictures[:SHOWN])
     return found
 
 
@@ -195,21 +189,6 @@ def sampled(one: "Contestant", module: nn.Module, seed: int) -> torch.Tensor:
         pictures = one.sample(module.eval(), N, seed).float()
     check_data(pictures)
     return pictures.clamp(-1, 1)
-
-
-def _so_far() -> dict[str, Any]:
-    """What an interrupted measurement has found; nothing if there is none, or it ended.
-
-    Runs of rows that are gone are forgotten.
-    """
-    try:
-        before = result("quality")
-    except ValueError:
-        return {"speeds": {}, "runs": []}
-    runs = [r for r in before["runs"] if r["row"] in ROWS]
-    if len(runs) == SEEDS * len(ROWS):
-        return {"speeds": {}, "runs": []}
-    return {"speeds": before["speeds"], "runs": runs}
 
 
 def _show(row: str, pictures: torch.Tensor) -> None:

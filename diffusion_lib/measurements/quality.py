@@ -107,7 +107,7 @@ def contestants() -> dict[str, Callable[[], "Contestant"]]:
         "ours, told the class": labelled,
         "VAE": lambda: baseline(networks.VAE, vae_loss, precision="bf16", rate=2e-3),
         "GAN": lambda: baseline(
-            networks.GAN, gan_loss, betas=(0.0, 0.99), rate=1e-3, weight_decay=0.0
+            networks.GAN, gan_loss, betas=(0.0, 0.99), precision="bf16", rate=1e-3
         ),
     }
 

@@ -5,7 +5,7 @@ A sampler is a step function. Guidance is a wrapper.
 """
 
 from . import checkpoints, data, diagnostics, ledger, metrics, networks, plotting
-from .analytic import GaussianMixture
+from .analytic import GaussianMixture, empirical_denoiser
 from .checkpoints import Spec, available, facts, load, save
 from .convert import convert_point, convert_time, on_schedule
 from .data import CLASSES, fashion_mnist, image_folder
@@ -84,6 +84,7 @@ __all__ = [
     "dpmpp_2m_step",
     "dropped",
     "elbo",
+    "empirical_denoiser",
     "eps_from_x0",
     "facts",
     "fashion_mnist",

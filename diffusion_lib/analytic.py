@@ -1,4 +1,8 @@
-"""A Gaussian mixture: its denoiser, score and density are known exactly at every t."""
+"""Laws whose denoiser is known exactly at every t.
+
+A Gaussian mixture, of which score and density are known, too; and a finite set of
+pictures, the law that a training set is if it is taken at its word.
+"""
 
 import math
 from collections.abc import Callable
@@ -89,6 +93,40 @@ class GaussianMixture:
             return (logits.softmax(1)[..., None] * mean).sum(1)
 
         return denoise
+
+
+def empirical_denoiser(
+    x_train: Tensor, schedule: Schedule, batch: int = 100
+) -> Callable[..., Tensor]:
+    """Return denoise(x, t) = E[x_0 | x_t] if x_0 is one of x_train, each as likely.
+
+    x_train: (N, ...); x: (B, ...), t: () or (B,). A mean of all N pictures, weighted by
+    N(x_t; alpha x_0, sigma^2 I): what minimises the training loss at every t. The same
+    as a GaussianMixture with std = 0, without its (N, D, D) numbers. Computed `batch`
+    rows at a time. Raises ValueError at t = 0, for other shapes and for no pictures.
+    """
+    if x_train.ndim < 2 or not x_train.is_floating_point() or not x_train.numel():
+        raise ValueError(f"expected pictures (N, ...), got {tuple(x_train.shape)}")
+
+    def denoise(x: Tensor, t: Tensor | float, cond=None) -> Tensor:
+        if x.shape[1:] != x_train.shape[1:]:
+            raise ValueError(f"x is {tuple(x.shape)}, pictures {tuple(x_train.shape)}")
+        alpha, sigma = (
+            v.to(x).reshape(-1, 1).expand(len(x), 1) for v in schedule(t, x)
+        )
+        if bool((sigma <= 0).any()):
+            raise ValueError("t = 0: nothing is hidden there, so nothing to denoise")
+        flat = x_train.flatten(1).to(x)
+        size = flat.square().sum(1)  # (N,)
+        means = [
+            ((a * part @ flat.T - a**2 * size / 2) / s**2).softmax(1) @ flat
+            for part, a, s in zip(
+                *(v.split(batch) for v in (x.flatten(1), alpha, sigma)), strict=True
+            )
+        ]
+        return torch.cat(means).reshape(x.shape)
+
+    return denoise
 
 
 def _covariances(K: int, D: int, std: float | None, cov: Tensor | None) -> Tensor:

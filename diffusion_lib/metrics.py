@@ -69,6 +69,35 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return float(shift + cov_a.trace() + cov_b.trace() - 2 * cross)
 
 
+def extrapolated_frechet(
+    a: Tensor, b: Tensor, parts: tuple[int, ...] = (1, 2, 4, 8), seed: int = 0
+) -> tuple[float, float]:
+    """Return F_inf and c of F(n) = F_inf + c / n, fitted over parts of the samples.
+
+    a, b: features (N, D), the same N. Each is shuffled and cut into 1, 2, 4, ... parts;
+    their mean distances are fitted by least squares. Chong and Forsyth (2020) vary only
+    the generated sample. F_inf may lie below 0 by chance. Raises ValueError where a
+    part has fewer than 2 D rows: there the bias is not yet proportional to 1 / n.
+    """
+    _check_pair(a, b)
+    if len(a) != len(b) or len(a) // max(parts) < 2 * a.shape[1] or len(parts) < 2:
+        raise ValueError(
+            f"need as many a as b and 2 D = {2 * a.shape[1]} rows in each part, got "
+            f"{len(a)} and {len(b)} in up to {max(parts)} parts"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (x[torch.randperm(len(x), generator=generator)] for x in (a, b))
+    rows, means = [], []
+    for k in parts:
+        n = len(a) // k
+        pairs = zip(a.split(n)[:k], b.split(n)[:k], strict=True)
+        rows.append([1.0, 1 / n])
+        means.append(sum(frechet_distance(*pair) for pair in pairs) / k)
+    rows, means = torch.tensor(rows).double(), torch.tensor(means).double()
+    f_inf, c = torch.linalg.lstsq(rows, means[:, None]).solution.flatten().tolist()
+    return f_inf, c
+
+
 def kid(a: Tensor, b: Tensor) -> float:
     """Return the kernel distance, unbiased MMD^2 with kernel (x.y / D + 1)^3.
 
@@ -109,6 +138,44 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, flo
     return float(inside.double().sum(0).mean() / k), float(
         inside.any(1).double().mean()
     )
+
+
+def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each picture's distance to the nearest training picture, and its index.
+
+    x: (N, ...), train: (M, ...) -> (N,) Euclidean, of all values together, and (N,).
+    """
+    distance, index = _nearest(x, train, 1)
+    return distance[:, 0], index[:, 0]
+
+
+def copied(x: Tensor, train: Tensor, share: float = 1 / 3) -> Tensor:
+    """Return which pictures are copies of a training picture, (N,) bool.
+
+    A copy is closer to its nearest training picture than a share of the distance to the
+    second nearest: the criterion of Yoon et al. (2023). One that occurs twice in the
+    training set hides its copies.
+    """
+    distance, _ = _nearest(x, train, 2)
+    return distance[:, 0] < share * distance[:, 1]
+
+
+def _nearest(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Distances and indices of the k nearest rows of train, nearest first, (N, k)."""
+    check_data(x), check_data(train)
+    if x.shape[1:] != train.shape[1:] or len(train) < k:
+        raise ValueError(
+            f"expected pictures of one shape and {k} to compare with at least, got "
+            f"{tuple(x.shape)} and {tuple(train.shape)}"
+        )
+    x, train = x.flatten(1), train.flatten(1)
+    size, found = train.square().sum(1), []
+    for part in x.split(250):  # (250, M) at a time
+        index = (size - 2 * part @ train.T).topk(k, largest=False).indices
+        distance = (part[:, None] - train[index]).norm(dim=2)  # exact, not rounded
+        distance, order = distance.sort(dim=1)
+        found.append((distance, index.gather(1, order)))
+    return torch.cat([d for d, _ in found]), torch.cat([i for _, i in found])
 
 
 def sharpness(x: Tensor) -> float:

@@ -8,10 +8,13 @@ from torchvision.transforms.functional import gaussian_blur
 
 from diffusion_lib import data, metrics
 from diffusion_lib.metrics import (
+    copied,
     density_coverage,
+    extrapolated_frechet,
     features,
     frechet_distance,
     kid,
+    nearest_neighbours,
     precision_recall,
 )
 
@@ -54,6 +57,53 @@ def test_frechet_is_biased_upward_like_1_over_n():
         for n in (250, 1000)
     )
     assert small / large == pytest.approx(4, rel=0.25)
+
+
+def test_the_extrapolated_frechet_has_no_bias():
+    """Gaussians at distance 1: c = 2 tr S + sum_ij l_i l_j (1 + d_ij) / (l_i + l_j).
+
+    That is D^2 / 2 + 5 D / 2 for S = I. One small sample alone is far off.
+    """
+    D, n, shift = 8, 800, torch.tensor([1.0] + 7 * [0.0]).double()
+    pairs = [(draws(n, D), draws(n, D) + shift) for _ in range(12)]
+    fits = torch.tensor([extrapolated_frechet(*pair) for pair in pairs])
+    mean, spread = fits.mean(0), fits.std(0) / 12**0.5
+    assert abs(mean[0] - 1) < 4 * spread[0] < 0.2
+    assert abs(mean[1] - (D**2 / 2 + 5 * D / 2)) < 4 * spread[1] < 20
+    plain = sum(frechet_distance(a[:100], b[:100]) for a, b in pairs) / 12
+    assert plain > 1.3
+
+
+def test_extrapolation_is_a_straight_line_through_exact_points(monkeypatch):
+    """Where F(n) = 2 + 30 / n exactly, that is what is found."""
+    monkeypatch.setattr(metrics, "frechet_distance", lambda a, b: 2 + 30 / len(a))
+    found = extrapolated_frechet(draws(240, 3), draws(240, 3), (1, 3, 10))
+    assert found == pytest.approx((2, 30), rel=1e-6)
+
+
+def test_nearest_neighbours_are_those_of_all_distances():
+    x, train = draws(30, 1, 4, 4), draws(700, 1, 4, 4)
+    distance, index = nearest_neighbours(x, train)
+    every = torch.cdist(x.flatten(1), train.flatten(1))
+    assert torch.equal(index, every.argmin(1))
+    torch.testing.assert_close(distance, every.min(1).values)
+
+
+def test_a_training_picture_is_its_own_neighbour_at_no_distance(fashion):
+    """Also in float32, where |x|^2 + |y|^2 - 2xy would leave a remainder."""
+    x = fashion[0][:600]
+    distance, index = nearest_neighbours(x.flip(0), x)
+    assert torch.equal(index, torch.arange(600).flip(0))
+    assert float(distance.max()) == 0
+
+
+def test_copies_are_near_one_picture_and_far_from_all_others():
+    train = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 8.0]])
+    x = torch.tensor([[0.9, 0.0], [1.1, 0.0], [0.0, 8.0], [2.0, 0.0]])
+    assert copied(x, train).tolist() == [True, False, True, False]
+    assert copied(x, train, share=0.5).tolist() == [True, True, True, False]
+    twice = torch.cat([train, train])
+    assert not copied(x, twice).any()  # as its docstring says
 
 
 def test_kid_is_the_sum_over_pairs():
@@ -192,6 +242,12 @@ def test_tables_that_do_not_fit_are_refused(score, a, b, message):
         (lambda: metrics.classify(P[..., :20]), r"\(B, 1, 28, 28\)"),
         (lambda: precision_recall(F, F, k=4), "between 1 and 3, got 4"),
         (lambda: density_coverage(F, F, k=0), "between 1 and 3, got 0"),
+        (lambda: extrapolated_frechet(F, F), "2 D = 6 rows"),
+        (lambda: extrapolated_frechet(draws(48, 3), draws(50, 3)), "48 and 50"),
+        (lambda: extrapolated_frechet(draws(48, 3), draws(48, 3), (1,)), "need"),
+        (lambda: nearest_neighbours(P, P[..., :20]), "pictures of one shape"),
+        (lambda: copied(P, P[:1]), "2 to compare with"),
+        (lambda: nearest_neighbours(P * math.nan, P), "NaN or infinite"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ledger import code_hash, result, results_folder
-from . import ablation, architecture, bits, quality, scores
+from . import ablation, architecture, bits, memorisation, quality, scores
 from .shared import Report, device
 
 MEASUREMENTS = {  # name: the function, and the library's files its values depend on
@@ -26,6 +26,10 @@ MEASUREMENTS = {  # name: the function, and the library's files its values depen
     "quality": (
         quality.quality,
         ["training.py", "losses.py", "samplers.py", "metrics.py", "networks/*.py"],
+    ),
+    "memorisation": (
+        memorisation.memorisation,
+        ["training.py", "losses.py", "recipes.py", "metrics.py", "networks/*.py"],
     ),
     "bits": (bits.bits, ["likelihood.py", "process.py", "denoiser.py"]),
 }

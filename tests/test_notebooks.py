@@ -152,6 +152,10 @@ def test_a_page_goes_out_of_step_and_back(small_book):
     source.write_text(FRONT + BODY.replace('"three"', '"four"'))
     changed = Page(small_book, "one")
     assert changed.must_run() and any("stored output" in x for x in changed.problems())
+    warns = 'import warnings; warnings.warn("not so")'
+    source.write_text(FRONT + BODY.replace('print("three")', warns))
+    with pytest.raises(SystemExit, match="(?s)one warns, mend it.*not so"):
+        Page(small_book, "one").execute()
 
 
 def test_a_notebook_without_its_page_is_an_orphan(small_book):

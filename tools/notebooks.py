@@ -102,6 +102,8 @@ class Page:
         for cell, done in zip(self.notebook.cells, run.cells, strict=True):
             for output in done.get("outputs", []):
                 glued |= glued_value(output)
+                if output.get("name") == "stderr":
+                    sys.exit(f"{self.name} warns, mend it: {output.text}")
             if cell.cell_type == "code" and compared(cell):
                 cell.outputs = [stripped(output) for output in done.outputs]
                 cell.execution_count = 1

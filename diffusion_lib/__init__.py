@@ -10,8 +10,8 @@ from .checkpoints import Spec, available, facts, load, save
 from .convert import convert_point, convert_time, on_schedule
 from .data import CLASSES, fashion_mnist, image_folder
 from .denoiser import PREDICTIONS, Denoiser
-from .grids import karras_times, log_snr_times, uniform_times
-from .guidance import classifier_free, clip_x0, given
+from .grids import karras_times, log_snr_times, quadratic_times, uniform_times
+from .guidance import classifier_free, clip_x0, dynamic_threshold, given
 from .ledger import check, glue, verify
 from .likelihood import (
     bits_per_dim,
@@ -26,15 +26,31 @@ from .likelihood import (
 from .losses import denoising_loss, dropped, log_snr_normal, min_snr, snr
 from .networks import MLP, Classifier, Transformer, UNet
 from .plotting import style
-from .process import eps_from_x0, q_posterior, q_sample, q_step, score_from_x0
+from .process import (
+    eps_from_x0,
+    interpolated_variance,
+    q_posterior,
+    q_sample,
+    q_step,
+    score_from_x0,
+)
 from .samplers import (
     Frame,
+    churned,
+    corrected,
     ddim_step,
     ddpm_step,
+    deis_step,
+    dpm_solver_2_step,
     dpmpp_2m_step,
+    dpmpp_3m_step,
+    euler_step,
     heun_step,
+    plms_step,
+    reverse_sde_step,
     sample,
     trajectory,
+    unipc_step,
 )
 from .schedules import (
     DiscreteSchedule,
@@ -69,29 +85,37 @@ __all__ = [
     "bits_per_dim",
     "check",
     "checkpoints",
+    "churned",
     "classifier_free",
     "clip_x0",
     "constant_schedule",
     "convert_point",
     "convert_time",
+    "corrected",
     "cosine_schedule",
     "data",
     "ddim_step",
     "ddpm_step",
     "decoder_nll",
+    "deis_step",
     "denoising_loss",
     "diagnostics",
+    "dpm_solver_2_step",
     "dpmpp_2m_step",
+    "dpmpp_3m_step",
     "dropped",
+    "dynamic_threshold",
     "elbo",
     "empirical_denoiser",
     "eps_from_x0",
+    "euler_step",
     "facts",
     "fashion_mnist",
     "given",
     "glue",
     "heun_step",
     "image_folder",
+    "interpolated_variance",
     "karras_times",
     "kl_term",
     "ledger",
@@ -106,11 +130,14 @@ __all__ = [
     "on_schedule",
     "optimal_variance",
     "plotting",
+    "plms_step",
     "prior_kl",
     "q_posterior",
     "q_sample",
     "q_step",
     "quadratic_schedule",
+    "quadratic_times",
+    "reverse_sde_step",
     "sample",
     "save",
     "score_from_x0",
@@ -122,5 +149,6 @@ __all__ = [
     "train",
     "trajectory",
     "uniform_times",
+    "unipc_step",
     "verify",
 ]

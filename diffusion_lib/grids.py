@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 def uniform_times(schedule: "Schedule", n: int) -> Tensor:
     """Return n + 1 evenly spaced times from t_max to 0; whole rows of a discrete table.
 
+    The "trailing" grid of Lin et al. (2024): the first call is at t_max itself.
     Raises ValueError if n is not positive or exceeds the T steps of a discrete table.
     """
     _check_steps(n)
@@ -20,6 +21,15 @@ def uniform_times(schedule: "Schedule", n: int) -> Tensor:
         raise ValueError(f"{n} steps asked of a chain with T = {T}: use n <= {T}")
     times = torch.linspace(schedule.t_max, 0, n + 1, dtype=torch.float64)
     return times if T is None else times.round()
+
+
+def quadratic_times(schedule: "Schedule", n: int) -> Tensor:
+    """Return n + 1 times t_max (k / n)^2 for k = n .. 0: small steps near the data.
+
+    Song et al. (2021, DDIM) take them for CIFAR-10. Fractional on a discrete table.
+    """
+    _check_steps(n)
+    return schedule.t_max * torch.linspace(1, 0, n + 1, dtype=torch.float64) ** 2
 
 
 def karras_times(

@@ -39,3 +39,21 @@ def clip_x0(denoise: Denoise, low: float = -1.0, high: float = 1.0) -> Denoise:
     if not low < high:
         raise ValueError(f"clip_x0 needs low < high, got {low} and {high}")
     return lambda x, t: denoise(x, t).clamp(low, high)
+
+
+def dynamic_threshold(denoise: Denoise, share: float = 0.995) -> Denoise:
+    """Shrink each x0_hat whose values leave [-1, 1] until that share of them is inside.
+
+    Dynamic thresholding (Saharia et al. 2022): clamp to [-q, q] and divide by q, the
+    quantile of |x0_hat| over each picture, where q > 1. For pictures, not latents.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie in (0, 1], got {share}")
+
+    def thresholded(x: Tensor, t: Tensor) -> Tensor:
+        x0 = denoise(x, t)
+        q = x0.flatten(1).float().abs().quantile(share, dim=1).clamp(min=1).to(x0)
+        q = q.reshape(-1, *(1,) * (x0.ndim - 1))
+        return x0.clamp(-q, q) / q
+
+    return thresholded

@@ -117,6 +117,26 @@ def reverse_variance(
     return sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
 
 
+def interpolated_variance(share: float) -> Variance:
+    """Return the variance exp(share log beta + (1 - share) log beta_tilde).
+
+    Nichol and Dhariwal (2021), eq. 15, where the network learns the share; here it is
+    a number in [0, 1]. For s > 0; at s = 0 beta_tilde is 0, and so is this.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in [0, 1], got {share}")
+
+    def variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor | float:
+        like = torch.empty(torch.as_tensor(t).shape, dtype=torch.float64)
+        large, small = (
+            reverse_variance(name, schedule, like, t, s)
+            for name in ("beta", "beta_tilde")
+        )
+        return large**share * small ** (1 - share)
+
+    return variance
+
+
 def q_posterior(
     schedule: Schedule,
     x: Tensor,

@@ -14,18 +14,18 @@ from . import ablation, architecture, bits, memorisation, quality, scores
 from .shared import Report, device
 
 MEASUREMENTS = {  # name: the function, and the library's files its values depend on
-    "scores": (scores.scores, ["samplers.py", "recipes.py", "metrics.py"]),
+    "scores": (scores.scores, ["samplers/*.py", "recipes.py", "metrics.py"]),
     "ablation": (
         ablation.ablation,
-        ["training.py", "losses.py", "recipes.py", "samplers.py", "networks/*.py"],
+        ["training.py", "losses.py", "recipes.py", "samplers/*.py", "networks/*.py"],
     ),
     "architecture": (
         architecture.architecture,
-        ["training.py", "losses.py", "recipes.py", "samplers.py", "networks/*.py"],
+        ["training.py", "losses.py", "recipes.py", "samplers/*.py", "networks/*.py"],
     ),
     "quality": (
         quality.quality,
-        ["training.py", "losses.py", "samplers.py", "metrics.py", "networks/*.py"],
+        ["training.py", "losses.py", "samplers/*.py", "metrics.py", "networks/*.py"],
     ),
     "memorisation": (
         memorisation.memorisation,

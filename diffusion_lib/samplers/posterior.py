@@ -1,0 +1,39 @@
+"""Steps that draw from q(x_s | x_t, x_0) with x0_hat in the place of x_0."""
+
+from ..process import Variance, posterior_coefficients, reverse_variance
+
+
+def ddim_step(denoise, schedule, x, t, s, state=None, noise=None, eta: float = 0.0):
+    """DDIM (Song et al. 2021): eta = 0 draws nothing, eta = 1 is DDPM's posterior.
+
+    The same step is Euler's in sigma / alpha (eta = 0) and "ancestral Euler" (eta = 1).
+    """
+    x0 = denoise(x, t)
+    a, b, std = posterior_coefficients(schedule, x, t, s, eta)
+    x_s = (a * x).add_(x0, alpha=b)
+    return (x_s + std * noise() if std > 0 else x_s), x0, state
+
+
+def ddpm_step(
+    denoise,
+    schedule,
+    x,
+    t,
+    s,
+    state=None,
+    noise=None,
+    variance: Variance = "beta_tilde",
+):
+    """Ancestral sampling (Ho et al. 2020, Algorithm 2), between any two times s < t.
+
+    The mean is that of q(x_s | x_t, x0_hat). The variance is that posterior's
+    ("beta_tilde"), that of q(x_t | x_s) ("beta"), or variance(schedule, t, s):
+    `optimal_variance`, `interpolated_variance`. No noise is added at the step that
+    ends at 0.
+    """
+    x0 = denoise(x, t)
+    a, b, std = posterior_coefficients(schedule, x, t, s, eta=1.0)
+    if variance != "beta_tilde":
+        std = reverse_variance(variance, schedule, x, t, s) ** 0.5
+    mean = (a * x).add_(x0, alpha=b)
+    return (mean + std * noise() if s > 0 else mean), x0, state

@@ -23,10 +23,10 @@ def half_log_snr(schedule: Schedule, x: Tensor, t: Tensor | float) -> float:
 
 
 def increments(schedule: Schedule, x: Tensor, t, s) -> tuple[float, float]:
-    """Return the integrals of f and of g^2 from s to t, of dx = f x dt + g dw.
+    """Return f dt and g^2 dt from s to t, of dx = f x dt + g dw.
 
-    f = d log(alpha) / dt; the second is the variance of q(x_t | x_s) to first order.
-    Raises ValueError at a time without signal, where f is infinite.
+    f = d log(alpha) / dt and g^2 = d sigma^2 / dt - 2 f sigma^2. Raises ValueError at a
+    time without signal, where f is infinite.
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
     if alpha_t == 0 or alpha_s == 0:
@@ -34,7 +34,8 @@ def increments(schedule: Schedule, x: Tensor, t, s) -> tuple[float, float]:
             "the drift of the SDE is infinite where alpha = 0: start below that time, "
             "or take ddim_step, which needs no drift"
         )
-    return math.log(alpha_t / alpha_s), sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
+    drift = math.log(alpha_t / alpha_s)
+    return drift, sigma_t**2 - sigma_s**2 - 2 * drift * sigma_t**2
 
 
 def euler_step(denoise, schedule, x, t, s, state=None, noise=None):

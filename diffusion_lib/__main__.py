@@ -9,9 +9,7 @@ import torch
 
 from . import checkpoints, data, measurements, metrics, recipes
 from .checkpoints import Spec
-from .guidance import classifier_free, given
 from .losses import denoising_loss
-from .samplers import dpmpp_2m_step, sample
 from .training import shuffled, train
 
 EXAMPLES = """examples:
@@ -163,27 +161,22 @@ def sample_command(options: argparse.Namespace) -> None:
     """Draw pictures from a checkpoint and save them as one PNG."""
     from torchvision.utils import save_image
 
-    denoiser = _denoiser(options.name)
-    side = checkpoints.facts(options.name).get("size", 28)
-    generator = torch.Generator().manual_seed(options.seed)
-    shape = (options.n, denoiser.net.channels, side, side)
-    x = denoiser.schedule.noise(shape, generator).to(_device())
-    times = recipes.sampling_times(denoiser.schedule, options.calls)
-    denoise = _conditioned(denoiser, options)
-    x = sample(denoise, denoiser.schedule, x, times, dpmpp_2m_step)
+    denoiser, label = _denoiser(options.name), None
+    if options.label is not None:
+        label = torch.full((options.n,), _class_number(options.label))
+    pictures = recipes.generate(
+        denoiser,
+        options.n,
+        options.calls,
+        label,
+        options.seed,
+        scale=options.scale,
+        size=checkpoints.facts(options.name).get("size", 28),
+    )
     columns = max(1, round(options.n**0.5))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_image((x.cpu().clamp(-1, 1) + 1) / 2, options.out, nrow=columns)
+    save_image((pictures.clamp(-1, 1) + 1) / 2, options.out, nrow=columns)
     print(f"written: {options.out}")
-
-
-def _conditioned(denoiser, options):
-    if options.label is None:
-        return denoiser
-    label = torch.full((options.n,), _class_number(options.label), device=_device())
-    if options.scale == 1:
-        return given(denoiser, {"label": label})
-    return classifier_free(denoiser, {"label": label}, options.scale)
 
 
 def _class_number(text: str) -> int:

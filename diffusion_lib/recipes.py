@@ -16,7 +16,7 @@ from . import checkpoints, data, metrics, networks
 from .checkpoints import Spec
 from .denoiser import Denoiser
 from .grids import karras_times
-from .guidance import given
+from .guidance import classifier_free, given
 from .losses import denoising_loss, dropped, log_snr_normal
 from .samplers import dpmpp_2m_step, sample
 from .schedules import Schedule
@@ -116,22 +116,31 @@ def generate(
     label: Tensor | None = None,
     seed: int = 0,
     batch: int = 250,
+    *,
+    scale: float = 1.0,
+    size: int = 28,
+    step: Callable = dpmpp_2m_step,
+    times: Tensor | None = None,
 ) -> Tensor:
-    """Return n pictures by DPM-Solver++(2M) in `calls` network calls, (n, 1, 28, 28).
+    """Return n pictures, by DPM-Solver++(2M) in `calls` steps, (n, C, size, size).
 
-    label: (n,) int64, or None for unlabelled pictures. The same seed gives the same
-    noise whatever the net. Values are not clipped.
+    label: (n,) int64, or None for unlabelled pictures; scale: of classifier-free
+    guidance, 1 for none, else each step takes two calls. step and times replace the
+    sampler and its grid. The same seed gives the same noise whatever the net. Values
+    are not clipped.
     """
     schedule, device = denoiser.schedule, next(denoiser.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    noise = schedule.noise((n, denoiser.net.channels, 28, 28), generator)
-    times = sampling_times(schedule, calls)
+    noise = schedule.noise((n, denoiser.net.channels, size, size), generator)
+    times = sampling_times(schedule, calls) if times is None else times
     pictures = []
     for rows in torch.arange(n).split(batch):
         cond = None if label is None else {"label": label[rows].to(device)}
+        denoise = given(denoiser, cond)
+        if scale != 1:
+            denoise = classifier_free(denoiser, cond, scale)
         x = noise[rows].to(device)
-        x = sample(given(denoiser, cond), schedule, x, times, dpmpp_2m_step)
-        pictures.append(x.cpu())
+        pictures.append(sample(denoise, schedule, x, times, step, generator).cpu())
     return torch.cat(pictures)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from diffusion_lib import checkpoints, data, recipes
 from diffusion_lib.checkpoints import Spec, available, facts
+from diffusion_lib.measurements.samplers import plans
 from diffusion_lib.recipes import (
     FAULTS,
     RECIPES,
@@ -18,6 +19,8 @@ from diffusion_lib.recipes import (
     sampling_times,
     scorer_loss,
 )
+from diffusion_lib.samplers import sample
+from diffusion_lib.schedules import cosine_schedule
 
 SMALL = Spec(
     "UNet", {"width": 8, "stem": 4, "dim": 8, "classes": 10}, "cosine_schedule"
@@ -136,3 +139,33 @@ def test_a_recipe_runs_twice_alike_and_leaves_a_checkpoint(tmp_path):
 def test_unknown_recipes_are_answered_with_the_known():
     with pytest.raises(ValueError, match="no recipe 'unet': there are .*fashion-unet"):
         run_recipe("unet", "nowhere")
+
+
+def test_guided_generation_extrapolates_and_needs_labels():
+    """With one step to 0 the picture is x0_hat itself, so guidance is linear in it."""
+    denoiser = SMALL.build().eval()
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    label = torch.tensor([1, 2])
+    free, asked, guided = (
+        generate(denoiser, 2, 1, label, scale=scale) for scale in (0.0, 1.0, 3.0)
+    )
+    torch.testing.assert_close(guided, free + 3 * (asked - free), rtol=1e-3, atol=1e-3)
+    assert float((free - asked).abs().max()) > 1e-3
+    with pytest.raises(ValueError, match="no conditions to drop"):
+        generate(denoiser, 2, 1, scale=2.0)
+
+
+def test_the_sampler_study_spends_what_it_says():
+    """The network calls of each row, counted; grids start at noise and end at 0."""
+    schedule = cosine_schedule()
+    for name, (calls, step, times) in plans(schedule).items():
+        made = []
+
+        def denoise(x, t, made=made):
+            made.append(t)
+            return 0.5 * x
+
+        x = torch.full((1, 1), 0.3, dtype=torch.float64)
+        sample(denoise, schedule, x, times, step, torch.Generator().manual_seed(0))
+        assert calls - 1 <= len(made) <= calls, name

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ledger import code_hash, result, results_folder
-from . import ablation, architecture, bits, memorisation, quality, scores
+from . import ablation, architecture, bits, memorisation, quality, samplers, scores
 from .shared import Report, device
 
 MEASUREMENTS = {  # name: the function, and the library's files its values depend on
@@ -31,6 +31,7 @@ MEASUREMENTS = {  # name: the function, and the library's files its values depen
         memorisation.memorisation,
         ["training.py", "losses.py", "recipes.py", "metrics.py", "networks/*.py"],
     ),
+    "samplers": (samplers.sampler_study, ["samplers/*.py", "metrics.py"]),
     "bits": (bits.bits, ["likelihood.py", "process.py", "denoiser.py"]),
 }
 
@@ -54,9 +55,7 @@ def measure(name: str, report: Report = lambda line: None) -> Path:
             "name": name,
             "date": time.strftime("%Y-%m-%d"),
             "seconds": round(time.perf_counter() - start),
-            "machine": "one GPU"
-            if device() == "cuda"
-            else f"{os.cpu_count()} CPU cores",
+            "machine": machine(),
             "versions": {p: version(p) for p in ("torch", "torchvision", "numpy")},
             "python": platform.python_version(),
             **part,
@@ -83,4 +82,4 @@ def write(path: Path, document: dict[str, Any]) -> None:
 def stale() -> list[str]:
     """Return the results whose code has changed since they were measured."""
     names = sorted(path.stem for path in results_folder().glob("*.json"))
-    return [n for n in names if code_hash(*result(n)["files"]) != result(n)["code"]]
+    return [n for n in names if code_hash(*MEASUREMENTS[n][1]) != result(n)["code"]]

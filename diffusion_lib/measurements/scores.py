@@ -10,24 +10,26 @@ from .shared import Report, device, summary
 
 
 def scores(report: Report) -> dict[str, Any]:
-    """Score fashion-unet: 2,000 pictures (3 seeds) and 10,000 (1), in 20 and 50 calls.
+    """Score fashion-unet: 2,000 pictures (3 seeds) and 10,000 (1), in 20 and 50 steps.
 
-    Labels are spread evenly over the classes; a last row leaves them out.
+    Labels are spread evenly over the classes. Two rows are guided (two calls a step),
+    a last one leaves the labels out.
     """
     denoiser = checkpoints.load("fashion-unet").to(device())
     rows = {}
-    for n, calls, seeds, labelled in [
-        (2000, 20, 3, True),
-        (2000, 50, 3, True),
-        (10_000, 20, 1, True),
-        (10_000, 50, 1, True),
-        (2000, 20, 3, False),
+    for name, n, steps, seeds, scale in [
+        ("20 calls, n = 2,000", 2000, 20, 3, 1.0),
+        ("50 calls, n = 2,000", 2000, 50, 3, 1.0),
+        ("20 calls, n = 10,000", 10_000, 20, 1, 1.0),
+        ("50 calls, n = 10,000", 10_000, 50, 1, 1.0),
+        ("20 guided steps (1.5), n = 2,000", 2000, 20, 3, 1.5),
+        ("20 guided steps (2), n = 2,000", 2000, 20, 3, 2.0),
+        ("20 calls, n = 2,000, unlabelled", 2000, 20, 3, 1.0),
     ]:
-        label = torch.arange(n) % 10 if labelled else None
-        name = f"{calls} calls, n = {n:,}" + ("" if labelled else ", unlabelled")
+        label = None if "unlabelled" in name else torch.arange(n) % 10
         runs = []
         for seed in range(seeds):
-            pictures = generate(denoiser, n, calls, label, seed)
+            pictures = generate(denoiser, n, steps, label, seed, scale=scale)
             runs.append({**metrics.scores(pictures), **_classes(pictures, label)})
             report(f"{name}, seed {seed}: Frechet {runs[-1]['frechet']:.3f}")
         rows[name] = summary(runs)

@@ -17,6 +17,28 @@ import diffusion_lib as dl
 SHAPE = (64, 1, 28, 28)  # what the samplers work on
 CALLS = 50  # steps of a trajectory
 
+OURS = (
+    dl.ddim_step,
+    dl.ddpm_step,
+    dl.heun_step,
+    dl.dpm_solver_2_step,
+    dl.dpmpp_2m_step,
+    dl.dpmpp_3m_step,
+    dl.unipc_step,
+    dl.deis_step,
+    dl.plms_step,
+)
+THEIRS = (  # schedulers of diffusers
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "HeunDiscreteScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "PNDMScheduler",
+)
+
 Sampler = tuple["Fake", Callable[[], object]]  # the network, and a whole trajectory
 
 
@@ -72,7 +94,7 @@ def in_updates(fake: Fake, run: Callable[[], object], repeats: int = 2) -> float
 def our_samplers(form: str) -> dict[str, Sampler]:
     """Return our samplers; "direct" is denoise(x, t) -> x0, "v" a whole Denoiser."""
     schedule, x, samplers = dl.linear_schedule(), torch.randn(SHAPE), {}
-    for step in (dl.ddim_step, dl.ddpm_step, dl.heun_step, dl.dpmpp_2m_step):
+    for step in OURS:
         fake = Fake()
         denoise = fake if form == "direct" else dl.Denoiser(fake, schedule, "v")
         run = partial(dl.sample, denoise, schedule, x, CALLS, step)
@@ -84,12 +106,7 @@ def peers(form: str) -> dict[str, Sampler]:
     """Return the peers' samplers."""
     samplers = {
         f"diffusers: {name.removesuffix('Scheduler')}": of_diffusers(name, form)
-        for name in (
-            "DDIMScheduler",
-            "DDPMScheduler",
-            "HeunDiscreteScheduler",
-            "DPMSolverMultistepScheduler",
-        )
+        for name in THEIRS
     }
     samplers["denoising-diffusion-pytorch: ddim_sample"] = of_lucidrains(form)
     samplers["smalldiffusion: samples, DDIM"] = of_smalldiffusion(form, mu=0.0)
@@ -101,6 +118,8 @@ def of_diffusers(name: str, form: str) -> Sampler:
     """Return a scheduler, unclipped, in the loop that its pipelines run."""
     prediction = "sample" if form == "direct" else "v_prediction"
     scheduler = getattr(diffusers, name)(prediction_type=prediction)
+    if name == "PNDMScheduler":
+        scheduler.register_to_config(skip_prk_steps=True)
     if "clip_sample" in scheduler.config:
         scheduler.register_to_config(clip_sample=False)
     fake, start = Fake(), torch.randn(SHAPE)

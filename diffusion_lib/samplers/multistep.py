@@ -11,6 +11,7 @@ DDIM. A time at which log-SNR is infinite (no signal, no noise) is left out.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,10 +27,12 @@ Past = list[tuple[float, Tensor]]  # (half log-SNR, answer there), newest first
 ADAMS = ((1,), (3, -1), (23, -16, 5), (55, -59, 37, -9))  # over 1, 2, 12, 24
 
 
-def polynomial_weights(h: float, nodes: list[float], rate: float) -> np.ndarray:
+@lru_cache(maxsize=1024)
+def polynomial_weights(h: float, nodes: tuple[float, ...], rate: float) -> np.ndarray:
     """Return w with sum w_j f(nodes_j) = integral_0^h exp(-rate (h - u)) f(u) du / h.
 
-    Exact for polynomials f of degree under len(nodes).
+    Exact for polynomials f of degree under len(nodes). Remembered, for batch after
+    batch takes the same steps.
     """
     k = np.arange(len(nodes))
     moments = hyp1f1(1, k + 2, -rate * h) / (k + 1)  # of (u / h)^k
@@ -37,7 +40,7 @@ def polynomial_weights(h: float, nodes: list[float], rate: float) -> np.ndarray:
     return np.linalg.solve(powers.T, moments)
 
 
-def shares(h: float, nodes: list[float], rate: float = 1.0) -> list[float]:
+def shares(h: float, nodes: tuple[float, ...], rate: float = 1.0) -> list[float]:
     """Return each answer's share in a step of x0_hat; they sum to 1; nodes[0] = 0.
 
     Of two answers the second gets h / (2 nodes[1]), as the papers on DPM-Solver++ and
@@ -65,7 +68,7 @@ def advance(
         past = past[:1]
     finite = [(lam - lam_t, x0) for lam, x0 in past if math.isfinite(lam)] or past
     rate = 1 + eta**2  # noise makes the past fade twice as fast
-    weights = shares(lam_s - lam_t, [node for node, _ in finite], rate)
+    weights = shares(lam_s - lam_t, tuple(node for node, _ in finite), rate)
     mean = a * x
     for weight, (_, x0) in zip(weights, finite, strict=True):
         mean.add_(x0, alpha=b * weight)
@@ -120,7 +123,8 @@ def deis_step(denoise, schedule, x, t, s, state=None, noise=None, order: int = 3
         x_s, _, _ = ddim_step(lambda x, t: x0, schedule, x, t, s)
         return x_s, x0, past if math.isfinite(lam) else []
     (alpha_t, _), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
-    weights = h * polynomial_weights(h, [node - lam for node, _ in past], rate=-1.0)
+    nodes = tuple(node - lam for node, _ in past)
+    weights = h * polynomial_weights(h, nodes, -1.0)
     x_s = alpha_s / alpha_t * x
     for weight, (_, eps) in zip(weights, past, strict=True):
         x_s.add_(eps, alpha=-sigma_s * weight)
@@ -138,29 +142,25 @@ def plms_step(denoise, schedule, x, t, s, state=None, noise=None):
     if math.isinf(lam):
         return *ddim_step(lambda x, t: x0, schedule, x, t, s)[:2], None
     past = [eps, *(state or [])][:4]
-    slope = _adams(past)
     if state is None and s > 0:
-        guess = _along(schedule, x, t, s, eps)
-        slope = (eps + _answers(denoise, schedule, guess, s)[1]) / 2
-    return _along(schedule, x, t, s, slope), x0, past
-
-
-def _adams(past: list[Tensor]) -> Tensor:
-    rule = ADAMS[len(past) - 1]
-    return torch.stack(past).mul_(_column(rule, past[0])).sum(0) / sum(rule)
-
-
-def _column(rule, like: Tensor) -> Tensor:
-    return torch.tensor(rule).to(like).reshape(-1, *(1,) * like.ndim)
+        guess = _along(schedule, x, t, s, [eps])
+        ahead = _answers(denoise, schedule, guess, s)[1]
+        return _along(schedule, x, t, s, [eps, ahead], (1, 1)), x0, past
+    return _along(schedule, x, t, s, past, ADAMS[len(past) - 1]), x0, past
 
 
 def _answers(denoise, schedule: Schedule, x: Tensor, t):
     """(x0_hat, eps_hat, half log-SNR) at t."""
     x0, (alpha, sigma) = denoise(x, t), schedule.at(t, x)
-    return x0, (x - alpha * x0) / sigma, half_log_snr(schedule, x, t)
+    eps = torch.sub(x, x0, alpha=alpha).div_(sigma)
+    return x0, eps, half_log_snr(schedule, x, t)
 
 
-def _along(schedule: Schedule, x: Tensor, t, s, eps: Tensor) -> Tensor:
-    """DDIM's step with a given eps, where alpha_t > 0."""
+def _along(schedule: Schedule, x: Tensor, t, s, past: list[Tensor], rule=(1,)):
+    """DDIM's step where alpha_t > 0, with the mean of answers eps, weighted by rule."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
-    return alpha_s / alpha_t * (x - sigma_t * eps) + sigma_s * eps
+    x_s = alpha_s / alpha_t * x
+    total = (sigma_s - alpha_s / alpha_t * sigma_t) / sum(rule)
+    for weight, eps in zip(rule, past, strict=True):
+        x_s.add_(eps, alpha=weight * total)
+    return x_s

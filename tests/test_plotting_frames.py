@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from test_plotting import look, rendered, still
 
-from diffusion_lib.plotting import animation, explore, grid, slider, table
+from diffusion_lib.plotting import animation, explore, grid, save_film, slider, table
 
 __all__ = ["look"]  # the fixture that every test here uses by itself
 
@@ -193,3 +193,35 @@ def test_in_a_notebook_a_figure_is_shown_once_and_sharp():
     width = Image.open(io.BytesIO(b64decode(output.data["image/png"]))).width
     assert width == pytest.approx(2 * output.metadata["image/png"]["width"], abs=2)
     assert width > 1000
+
+
+@pytest.mark.parametrize("ending", [".gif", ".webp", ".png"])
+def test_a_film_holds_every_frame_for_its_time(tmp_path, ending):
+    frames = [torch.full((3, 1, 4, 5), level) for level in (-2.0, 0.0, 1.0)]
+    path = save_film(
+        frames,
+        tmp_path / "new" / f"run{ending}",
+        columns=3,
+        seconds=0.6,
+        hold=1,
+        scale=2,
+    )
+    with Image.open(path) as film:
+        assert film.n_frames == 3 and film.size == (2 * (3 * 6 + 1), 2 * (4 + 2))
+        shown = []
+        for k in range(3):
+            film.seek(k)
+            shown.append((film.convert("L").getpixel((4, 4)), film.info["duration"]))
+    levels, times = zip(*shown, strict=True)
+    assert levels == pytest.approx((0, 128, 255), abs=3)
+    assert times[2] - times[0] == pytest.approx(1000, abs=20)
+
+
+def test_what_is_no_film_is_refused(tmp_path):
+    frame = torch.zeros(2, 1, 4, 4)
+    with pytest.raises(ValueError, match="use one of .gif"):
+        save_film([frame, frame], tmp_path / "run.mov")
+    with pytest.raises(ValueError, match="two frames or more"):
+        save_film([frame], tmp_path / "run.gif")
+    with pytest.raises(ValueError, match="of one shape"):
+        save_film([frame, frame[:1]], tmp_path / "run.gif")

@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_lib.plotting.film import save_film as save_film
 from diffusion_lib.plotting.frames import animation as animation
 from diffusion_lib.plotting.frames import explore as explore
 from diffusion_lib.plotting.frames import match, text

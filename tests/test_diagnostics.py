@@ -362,3 +362,12 @@ def test_an_untrained_net_fails_on_pictures():
     data = torch.rand(64, 1, 8, 8) * 2 - 1
     net = Denoiser(MLP(64), CHAIN, "v")
     assert "line" in names(dg.run_denoiser(net, CHAIN, data))
+
+
+@pytest.mark.parametrize("answer", [list, lambda x: x.numpy()])
+def test_a_sampler_must_return_a_tensor(answer):
+    def sampler(denoise, schedule, x):
+        return answer(sample(denoise, schedule, x, 4))
+
+    with pytest.raises(TypeError, match="must return x_0 as a tensor"):
+        dg.run(sampler, CHAIN)

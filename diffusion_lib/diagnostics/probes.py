@@ -168,7 +168,10 @@ class Probed(NamedTuple):
 def probe(
     sampler: Sampler, schedule: Schedule, laws: Sequence[Law], shape=(1,)
 ) -> Probed:
-    """Run a sampler twice on probes: to count its draws, then with a row for each."""
+    """Run a sampler twice on probes: to count its draws, then with a row for each.
+
+    Raises TypeError if it does not return a tensor.
+    """
     _, sigma = schedule.at(schedule.t_max, torch.empty(1))
     means, stds = torch.tensor(laws, dtype=torch.float64).unbind(1)
     rows, runs = 3, []
@@ -181,6 +184,11 @@ def probe(
         watched, before = Watched(gaussian(schedule, *each), schedule), x.clone()
         with Probes(x.shape, len(laws)) as noise:
             out = sampler(watched, schedule, x)
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"the sampler returned a {type(out).__name__}: it must return x_0 as a "
+                "tensor (of a list of frames, the last; torch.as_tensor(array))"
+            )
         alike = out.shape == x.shape
         runs.append(out.unflatten(0, (len(laws), rows)) if alike else out)
         rows = 3 + noise.draws

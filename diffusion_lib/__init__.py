@@ -11,7 +11,16 @@ from .convert import convert_point, convert_time, on_schedule
 from .data import CLASSES, fashion_mnist, image_folder
 from .denoiser import PREDICTIONS, Denoiser
 from .grids import karras_times, log_snr_times, quadratic_times, uniform_times
-from .guidance import classifier_free, clip_x0, dynamic_threshold, given
+from .guidance import (
+    classifier_free,
+    classifier_guided,
+    clip_x0,
+    dynamic_threshold,
+    extrapolated,
+    given,
+    inpaint,
+    within,
+)
 from .ledger import check, glue, verify
 from .likelihood import (
     bits_per_dim,
@@ -87,6 +96,7 @@ __all__ = [
     "checkpoints",
     "churned",
     "classifier_free",
+    "classifier_guided",
     "clip_x0",
     "constant_schedule",
     "convert_point",
@@ -109,12 +119,14 @@ __all__ = [
     "empirical_denoiser",
     "eps_from_x0",
     "euler_step",
+    "extrapolated",
     "facts",
     "fashion_mnist",
     "given",
     "glue",
     "heun_step",
     "image_folder",
+    "inpaint",
     "interpolated_variance",
     "karras_times",
     "kl_term",
@@ -151,4 +163,5 @@ __all__ = [
     "uniform_times",
     "unipc_step",
     "verify",
+    "within",
 ]

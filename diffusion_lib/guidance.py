@@ -1,11 +1,13 @@
 """Wrappers that turn one denoise(x, t) into another. They compose in any order."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .denoiser import Cond, Denoiser
+from .schedules import Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -15,13 +17,19 @@ def given(denoiser: Denoiser, cond: Cond) -> Denoise:
     return lambda x, t: denoiser(x, t, cond)
 
 
-def classifier_free(denoiser: Denoiser, cond: Cond, scale: float) -> Denoise:
+def classifier_free(
+    denoiser: Denoiser, cond: Cond, scale: float, rescale: float = 0.0
+) -> Denoise:
     """Guide without a classifier: x0 = x0_null + scale (x0_cond - x0_null).
 
     scale 0 ignores the condition, 1 obeys it, above 1 extrapolates (Ho and Salimans
     2022 write w = scale - 1). Label and text are dropped in the null call, other
-    conditions kept. Both answers come from one call with a batch of 2 B.
+    conditions kept. Both answers come from one call with a batch of 2 B. rescale:
+    the share, 0 to 1, in which each x0's deviation is brought back to x0_cond's (Lin
+    et al. 2024, section 3.4).
     """
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"rescale is a share from 0 to 1, got {rescale}")
     null = denoiser.null(cond)
     both = {name: torch.cat([null[name], cond[name]]) for name in cond}
 
@@ -29,9 +37,81 @@ def classifier_free(denoiser: Denoiser, cond: Cond, scale: float) -> Denoise:
         t = torch.as_tensor(t)
         t = torch.cat([t, t]) if t.ndim else t
         without, with_ = denoiser(torch.cat([x, x]), t, both).chunk(2)
-        return torch.lerp(without, with_, scale)
+        x0 = torch.lerp(without, with_, scale)
+        return torch.lerp(x0, x0 * (_std(with_) / _std(x0)), rescale) if rescale else x0
 
     return denoise
+
+
+def _std(x: Tensor) -> Tensor:
+    """The deviation of each example's values, to broadcast against x (B, ...)."""
+    return x.flatten(1).std(1).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def classifier_guided(
+    denoise: Denoise,
+    schedule: Schedule,
+    log_prob: Callable[[Tensor, Tensor], Tensor],
+    scale: float = 1.0,
+) -> Denoise:
+    """Guide by a classifier of noisy pictures (Dhariwal and Nichol 2021).
+
+    log_prob(x_t (B, ...), t) -> log p(y | x_t), (B,), of what is wanted. Its gradient,
+    scale times, joins the score: sigma^2 / alpha times it joins x0. Where alpha = 0
+    x_t says nothing of y, and denoise's answer is returned as it is.
+    """
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        x0, (alpha, sigma) = denoise(x, t), schedule(t, x)
+        if not bool((alpha > 0).any()):
+            return x0
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(log_prob(at, t).sum(), at)
+        return x0 + torch.where(alpha > 0, scale * sigma**2 / alpha, 0.0) * slope
+
+    return guided
+
+
+def extrapolated(good: Denoise, bad: Denoise, scale: float) -> Denoise:
+    """Return bad + scale (good - bad): with a worse model, autoguidance.
+
+    Karras et al. (2024). With a model that was not told the condition it is
+    classifier-free guidance by two networks. scale as in `classifier_free`.
+    """
+    return lambda x, t: torch.lerp(bad(x, t), good(x, t), scale)
+
+
+def within(
+    inside: Denoise,
+    outside: Denoise,
+    schedule: Schedule,
+    low: float = 0.0,
+    high: float = math.inf,
+) -> Denoise:
+    """Return inside where low <= sigma / alpha <= high, else outside: one common t.
+
+    With a guided inside this is guidance in an interval (Kynkaanniemi et al. 2024).
+    """
+    if not low < high:
+        raise ValueError(f"within needs low < high, got {low} and {high}")
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = schedule.at(t, x)
+        ratio = sigma / alpha if alpha > 0 else math.inf
+        return (inside if low <= ratio <= high else outside)(x, t)
+
+    return denoise
+
+
+def inpaint(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
+    """Put what is known of x_0 into each answer where mask is true.
+
+    known, mask: (B, ...) or what broadcasts to it. The result has the known part; the
+    rest is not a draw of the posterior, for x_t is not told what x_0 was (the chapter
+    on inverse problems measures the bias).
+    """
+    return lambda x, t: torch.where(mask.bool(), known.to(x), denoise(x, t))
 
 
 def clip_x0(denoise: Denoise, low: float = -1.0, high: float = 1.0) -> Denoise:

@@ -9,7 +9,15 @@ from torch import nn
 
 from diffusion_lib.analytic import GaussianMixture
 from diffusion_lib.denoiser import Denoiser
-from diffusion_lib.guidance import classifier_free, clip_x0, given
+from diffusion_lib.guidance import (
+    classifier_free,
+    classifier_guided,
+    clip_x0,
+    extrapolated,
+    given,
+    inpaint,
+    within,
+)
 from diffusion_lib.networks import MLP, UNet
 from diffusion_lib.process import score_from_x0
 from diffusion_lib.samplers import sample
@@ -96,6 +104,74 @@ def test_guidance_follows_the_extrapolated_score(schedule, mixture):
     )
 
 
+@pytest.mark.parametrize("batch", [False, True])
+def test_an_exact_classifier_turns_the_whole_law_into_a_part(schedule, mixture, batch):
+    """Bayes: score(x) + slope of log p(part | x) is score(x | part)."""
+    part = GaussianMixture(mixture.means[1:2], 0.35)
+
+    def log_prob(x, t):
+        return mixture.responsibilities(x, *schedule(t, x))[:, 1].log()
+
+    whole, x = mixture.denoiser(schedule), torch.randn(3, 2, dtype=torch.float64)
+    guided = classifier_guided(whole, schedule, log_prob)
+    for t in schedule.times(5)[:-1]:
+        t = t.expand(3) if batch else t
+        alpha = schedule(t, x)[0]
+        wanted = (part.denoiser(schedule) if bool((alpha > 0).all()) else whole)(x, t)
+        torch.testing.assert_close(guided(x, t), wanted)
+    assert not guided(x, t).requires_grad
+
+
+def test_rescaling_restores_the_deviation():
+    class Two:
+        def null(self, cond):
+            return cond
+
+        def __call__(self, x, t, cond):
+            return x * torch.linspace(1, 2, len(x))[:, None].to(x)
+
+    x = torch.randn(2, 50, dtype=torch.float64)
+    cond = {"label": torch.tensor([0, 1])}
+    asked = Two()(torch.cat([x, x]), 500, None)[2:]
+    held = classifier_free(Two(), cond, 4.0, rescale=1.0)(x, 500)
+    torch.testing.assert_close(held.std(1), asked.std(1))
+    half = classifier_free(Two(), cond, 4.0, rescale=0.5)(x, 500)
+    free = classifier_free(Two(), cond, 4.0)(x, 500)
+    torch.testing.assert_close(half, (held + free) / 2)
+
+
+def test_guidance_in_an_interval_and_by_a_worse_model(schedule):
+    calls = []
+
+    def answer(name, value):
+        def denoise(x, t):
+            calls.append(name)
+            return torch.full_like(x, value)
+
+        return denoise
+
+    good, bad = answer("good", 1.0), answer("bad", 0.0)
+    x = torch.zeros(2, 2, dtype=torch.float64)
+    torch.testing.assert_close(extrapolated(good, bad, 3.0)(x, 1.0), x + 3)
+    for t in schedule.times(6)[:-1]:
+        alpha, sigma = schedule(t, x)
+        calls.clear()
+        within(good, bad, schedule, 0.2, 5.0)(x, t)
+        assert calls == ["good" if 0.2 * alpha <= sigma <= 5 * alpha else "bad"]
+        calls.clear()
+        within(good, bad, schedule, 0.2)(x, t)
+        assert calls == ["good" if 0.2 * alpha <= sigma else "bad"]
+
+
+def test_inpainting_keeps_what_is_known(mixture):
+    known, mask = torch.tensor([[0.3, 9.0]]), torch.tensor([[1.0, 0.0]])
+    denoise = inpaint(mixture.denoiser(SCHEDULE), known, mask)
+    x = SCHEDULE.noise((5, 2), dtype=torch.float64)
+    x = sample(denoise, SCHEDULE, x, 8)
+    torch.testing.assert_close(x[:, 0], torch.full((5,), 0.3, dtype=torch.float64))
+    assert float(x[:, 1].abs().max()) < 3
+
+
 def test_clipping_keeps_x0_in_range_and_composes():
     guided = classifier_free(DENOISER, COND, 3.0)
     clipped = clip_x0(guided, -0.5, 2.0)
@@ -109,6 +185,8 @@ def test_clipping_keeps_x0_in_range_and_composes():
     [
         (lambda: clip_x0(given(DENOISER, COND), 1, 1), "low < high"),
         (lambda: clip_x0(given(DENOISER, COND), math.nan), "low < high"),
+        (lambda: within(DENOISER, DENOISER, SCHEDULE, 2.0, 1.0), "low < high"),
+        (lambda: classifier_free(DENOISER, COND, 2.0, rescale=1.5), "from 0 to 1"),
         (lambda: classifier_free(DENOISER, None, 2.0), "no conditions"),
         (lambda: classifier_free(DENOISER, {}, 2.0), "no conditions"),
         (lambda: classifier_free(Denoiser(MLP(2), SCHEDULE), COND, 2.0), "none"),

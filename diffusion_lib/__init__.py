@@ -19,6 +19,7 @@ from .guidance import (
     extrapolated,
     given,
     inpaint,
+    label_log_prob,
     within,
 )
 from .ledger import check, glue, verify
@@ -130,6 +131,7 @@ __all__ = [
     "interpolated_variance",
     "karras_times",
     "kl_term",
+    "label_log_prob",
     "ledger",
     "linear_schedule",
     "load",

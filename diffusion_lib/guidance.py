@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .denoiser import Cond, Denoiser
@@ -71,6 +72,24 @@ def classifier_guided(
         return x0 + torch.where(alpha > 0, scale * sigma**2 / alpha, 0.0) * slope
 
     return guided
+
+
+def label_log_prob(
+    classifier: Callable[[Tensor, Tensor], Tensor], schedule: Schedule, label: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return log_prob(x_t, t) = log p(label | x_t), (B,), for `classifier_guided`.
+
+    classifier(x, u (B,)) -> logits (B, classes), fed as a Denoiser feeds its net: x at
+    unit variance, u = schedule.embed(t). label: (B,) int64.
+    """
+
+    def log_prob(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = schedule.at(t, x)
+        unit = x / (alpha**2 + sigma**2) ** 0.5
+        logits = classifier(unit, schedule.embed_at(t, x))
+        return -F.cross_entropy(logits, label.to(x.device), reduction="none")
+
+    return log_prob
 
 
 def extrapolated(good: Denoise, bad: Denoise, scale: float) -> Denoise:

@@ -16,10 +16,11 @@ from . import checkpoints, data, metrics, networks
 from .checkpoints import Spec
 from .denoiser import Denoiser
 from .grids import karras_times
-from .guidance import classifier_free, given
+from .guidance import classifier_free, given, label_log_prob
 from .losses import denoising_loss, dropped, log_snr_normal
+from .process import q_sample
 from .samplers import dpmpp_2m_step, sample
-from .schedules import Schedule
+from .schedules import Schedule, cosine_schedule
 from .training import Run, shuffled, train
 
 FAULTS = ("none", "mirrored", "blurred", "noisy", "mixed", "contrast")
@@ -74,6 +75,36 @@ def scorer_loss(classifier: networks.Classifier, batch: tuple[Tensor, Tensor]):
     label_logits, fault_logits = classifier.both(x)
     garment = F.cross_entropy(label_logits, label, reduction="none")
     return garment + 0.2 * F.cross_entropy(fault_logits, fault, reduction="none")
+
+
+NOISING = cosine_schedule()  # of the noisy classifier, and of fashion-unet
+
+
+def noisy_classifier_loss(
+    classifier: networks.NoisyClassifier, batch: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Name the garment under noise, at times uniform in 1 .. T, (B,)."""
+    x0, label = batch
+    t = NOISING.random_times(len(x0))
+    x = q_sample(NOISING, x0, t, torch.randn_like(x0))
+    return -label_log_prob(classifier, NOISING, label)(x, t)
+
+
+@torch.no_grad()
+def noisy_classifier_facts(
+    classifier: networks.NoisyClassifier, x: Tensor
+) -> dict[str, Any]:
+    """Return the accuracy at ten times on the first 2,000 test pictures."""
+    test, label = (part[:2000] for part in data.fashion_mnist("test"))
+    eps = torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for t in range(100, 1001, 100):
+        noisy = q_sample(NOISING, test, t, eps)
+        u = NOISING.embed_at(t, test)
+        parts = zip(noisy.split(500), u.split(500), strict=True)
+        guess = torch.cat([classifier(*part).argmax(1) for part in parts])
+        found[str(t)] = float((guess == label).double().mean())
+    return {"accuracy_at": found}
 
 
 def damaged(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,6 +195,15 @@ RECIPES = {
         settings={"precision": "bf16", "ema": 0.995},
         note="the scorer: 10 garments and 6 kinds of damage; features for the metrics",
         facts=scorer_facts,
+    ),
+    "fashion-noisy-classifier": Recipe(
+        Spec("NoisyClassifier"),
+        noisy_classifier_loss,
+        batch=128,
+        steps=2000,
+        settings={"precision": "bf16", "ema": 0.995},
+        note="names garments under the cosine schedule's noise; guides by its gradient",
+        facts=noisy_classifier_facts,
     ),
     "fashion-unet": Recipe(
         Spec("UNet", {"classes": 10}, "cosine_schedule", {"T": 1000}, "v"),

@@ -16,6 +16,7 @@ from diffusion_lib.guidance import (
     extrapolated,
     given,
     inpaint,
+    label_log_prob,
     within,
 )
 from diffusion_lib.networks import MLP, UNet
@@ -196,3 +197,22 @@ def test_clipping_keeps_x0_in_range_and_composes():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["cosine", "edm"])
+def test_a_classifier_is_fed_as_a_denoiser_s_net(name):
+    """At unit variance, with the schedule's own number for the time."""
+    schedule, seen = SCHEDULES[name], []
+
+    def classifier(x, u):
+        seen.append((x, u))
+        return torch.stack([x.sum(1), 0 * x.sum(1)], 1)
+
+    x, t = torch.randn(3, 2, dtype=torch.float64), schedule.times(4)[1]
+    label = torch.tensor([0, 1, 1])
+    got = label_log_prob(classifier, schedule, label)(x, t)
+    alpha, sigma = schedule(t, x)
+    total = (x / (alpha**2 + sigma**2).sqrt()).sum(1)
+    sign = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+    torch.testing.assert_close(got, (sign * total).sigmoid().log())
+    torch.testing.assert_close(seen[0][1], schedule.embed(t).expand(3))

@@ -8,6 +8,7 @@ from diffusion_lib.networks import (
     MLP,
     Attention,
     Classifier,
+    NoisyClassifier,
     ResBlock,
     TimeEmbedding,
     UNet,
@@ -187,3 +188,12 @@ ONES = {"label": torch.ones(2).long()}
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_noisy_classifier_answers_for_any_size_and_refuses_the_rest():
+    net = NoisyClassifier(classes=4, width=8, dim=8)
+    assert net(torch.randn(3, 1, 20, 12), torch.rand(3)).shape == (3, 4)
+    with pytest.raises(ValueError, match="expected pictures"):
+        net(torch.randn(3, 2, 8, 8), torch.rand(3))
+    with pytest.raises(ValueError, match="times"):
+        net(torch.randn(3, 1, 8, 8), torch.rand(2))

@@ -15,6 +15,8 @@ from diffusion_lib.recipes import (
     focused_loss,
     generate,
     label_loss,
+    noisy_classifier_facts,
+    noisy_classifier_loss,
     run_recipe,
     sampling_times,
     scorer_loss,
@@ -169,3 +171,12 @@ def test_the_sampler_study_spends_what_it_says():
         x = torch.full((1, 1), 0.3, dtype=torch.float64)
         sample(denoise, schedule, x, times, step, torch.Generator().manual_seed(0))
         assert calls - 1 <= len(made) <= calls, name
+
+
+def test_the_noisy_classifier_s_loss_is_cross_entropy_at_random_times(fashion):
+    classifier = RECIPES["fashion-noisy-classifier"].spec.build()
+    loss = noisy_classifier_loss(classifier, batch(fashion)).detach()
+    assert loss.shape == (40,) and 1.5 < float(loss.mean()) < 3.5  # log 10 = 2.3
+    told = noisy_classifier_facts(classifier, None)["accuracy_at"]
+    assert list(told) == [str(t) for t in range(100, 1001, 100)]
+    assert all(0 <= accuracy <= 0.4 for accuracy in told.values())

@@ -10,6 +10,7 @@ from .blocks import (
 )
 from .classifier import Classifier
 from .mlp import MLP
+from .noisy_classifier import NoisyClassifier
 from .transformer import Transformer
 from .unet import UNet
 
@@ -21,6 +22,7 @@ __all__ = [
     "Classifier",
     "ConvNeXtBlock",
     "LinearAttention",
+    "NoisyClassifier",
     "ResBlock",
     "TimeEmbedding",
     "Transformer",

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from ..process import q_step, score_from_x0
 from .ode import half_log_snr, increments
@@ -35,11 +36,15 @@ def corrected(step: Callable, corrections: int = 1, snr: float = 0.16) -> Callab
         x, x0, state = step(denoise, schedule, x, t, s, state, noise)
         for _ in range(corrections if s > 0 else 0):
             score, z = score_from_x0(schedule, x, denoise(x, s), s), noise()
-            size = 2 * (snr * z.norm() / score.norm()) ** 2
+            size = 2 * (snr * _mean_norm(z) / _mean_norm(score)) ** 2
             x = x + size * score + (2 * size).sqrt() * z
         return x, x0, state
 
     return both
+
+
+def _mean_norm(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1).mean()
 
 
 def churned(

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from conftest import SCHEDULES, planar
 
@@ -19,6 +21,14 @@ from diffusion_lib.process import eps_from_x0
 from diffusion_lib.samplers import sample
 from diffusion_lib.schedules import EDMSchedule
 
+MARKS = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("diffusers") is None, reason="diffusers comes with the extra 'bench'"
+    ),
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.algorithm_types=dpmsolver:FutureWarning"),
+]
 STEPS = 20
 RATIOS = EDMSchedule(sigma_max=1e5)  # of x / alpha, with sigma / alpha as its time
 OWN_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -73,16 +83,14 @@ def own_peer(kind, name, **options):
     return peer(kind, **options)
 
 
-def their_run(scheduler, answer, x, until=None, noise=None, **options):
-    """Their loop from x (B, D): answer(z, clock) is the network, in their terms.
+def their_run(scheduler, answer, y, until=None, noise=None, **options):
+    """Their loop from y (B, D): answer(z, clock) is the network, in their terms.
 
     noise: returns more options for every step, drawn anew.
     """
-    unit = scheduler.scale_model_input(torch.ones_like(x), scheduler.timesteps[0])
-    y = x / unit  # some keep x / alpha, and scale it for the network
+    scale = getattr(scheduler, "scale_model_input", lambda y, clock: y)
     for clock in scheduler.timesteps[:until]:
-        out = answer(scheduler.scale_model_input(y, clock), clock)
-        more = noise() if noise else {}
+        out, more = answer(scale(y, clock), clock), noise() if noise else {}
         y = scheduler.step(out, clock, y, **options, **more).prev_sample
     return y
 
@@ -161,7 +169,9 @@ class Case:
             )
             noise = self.noise() if self.noise else None
             answer = self.network(scheduler, chain)
-            y = their_run(scheduler, answer, x, self.until, noise, **self.given)
+            one, first = torch.ones_like(x), scheduler.timesteps[0]
+            y = x / scheduler.scale_model_input(one, first)  # some keep x / alpha
+            y = their_run(scheduler, answer, y, self.until, noise, **self.given)
         return y, self.ours(scheduler, chain, x)
 
     def ours(self, scheduler, chain, x):

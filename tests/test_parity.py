@@ -5,12 +5,12 @@ table, then as it comes, with its own.
 """
 
 from functools import partial
-from importlib.util import find_spec
 
 import pytest
 import torch
 from conftest import SCHEDULES, planar
 from parity import (
+    MARKS,
     STEPS,
     Case,
     as_generator,
@@ -39,13 +39,7 @@ from diffusion_lib.samplers import (
     unipc_step,
 )
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        find_spec("diffusers") is None, reason="diffusers comes with the extra 'bench'"
-    ),
-    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
-]
+pytestmark = MARKS
 DDIM = partial(Case, "DDIMScheduler")
 DDPM = partial(Case, "DDPMScheduler", noise=as_generator)
 ANCESTRAL = partial(Case, "EulerAncestralDiscreteScheduler", noise=as_generator)

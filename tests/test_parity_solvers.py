@@ -1,7 +1,4 @@
-"""Parity with the schedulers of diffusers beyond the chains: any schedule, EDM, flow.
-
-Theirs are given our grid of sigma / alpha where they have none of their own.
-"""
+"""Parity with the schedulers of diffusers beyond the chains: any schedule, EDM, flow."""
 
 import inspect
 import math
@@ -15,6 +12,7 @@ import pytest
 import torch
 from conftest import SCHEDULES, planar
 from parity import (
+    MARKS,
     RATIOS,
     STEPS,
     close,

@@ -9,7 +9,6 @@ import torch
 
 from . import checkpoints, data, measurements, metrics, recipes
 from .checkpoints import Spec
-from .losses import denoising_loss
 from .training import shuffled, train
 
 EXAMPLES = """examples:
@@ -115,16 +114,15 @@ def train_command(options: argparse.Namespace) -> None:
 
 def _train_pictures(options, folder: Path, changes: dict) -> Path:
     x = data.image_folder(options.data, options.size, options.channels)
-    size, steps = {"size": options.size}, options.steps or 3000
-    spec = Spec("UNet", {"channels": options.channels}, "cosine_schedule")
     torch.manual_seed(options.seed)
-    module = checkpoints.load(options.start) if options.start else spec.build()
+    spec, module = _start(options.start, options.channels)
+    steps = options.steps or 3000
     batches = shuffled(x, size=min(options.batch, len(x)), seed=options.seed)
     print(f"{len(x)} pictures of {options.size} x {options.size}")
     with _progress(steps) as on_step:
         run = train(
             module,
-            lambda denoiser, batch: denoising_loss(denoiser, batch[0]),
+            recipes.unlabelled_loss,
             batches,
             steps,
             folder=folder,
@@ -132,9 +130,27 @@ def _train_pictures(options, folder: Path, changes: dict) -> Path:
             **changes,
         )
     path = folder / "model.safetensors"
-    facts = {**size, "pictures": len(x), "steps": steps, "seed": options.seed}
-    checkpoints.save(path, run.ema, spec, facts)
+    told = {"pictures": len(x), "steps": steps, "seed": options.seed}
+    checkpoints.save(path, run.ema, spec, {"size": options.size, **told})
+    pictures = recipes.generate(
+        run.ema.eval(), 16, seed=options.seed, size=options.size
+    )
+    _save_grid(pictures, folder / "samples.png")
     return path
+
+
+def _start(name: str | None, channels: int) -> tuple[Spec, torch.nn.Module]:
+    """A fresh U-Net, or a checkpoint to go on from, and how it is built."""
+    if name is None:
+        spec = Spec("UNet", {"channels": channels}, "cosine_schedule")
+        return spec, spec.build()
+    module = _denoiser(name)
+    if module.net.channels != channels:
+        raise ValueError(
+            f"{name} paints pictures of {module.net.channels} channel(s), not "
+            f"{channels}: give --channels {module.net.channels}"
+        )
+    return Spec(**checkpoints.facts(name)["spec"]), module
 
 
 class _progress:
@@ -159,8 +175,6 @@ class _progress:
 
 def sample_command(options: argparse.Namespace) -> None:
     """Draw pictures from a checkpoint and save them as one PNG."""
-    from torchvision.utils import save_image
-
     denoiser, label = _denoiser(options.name), None
     if options.label is not None:
         label = torch.full((options.n,), _class_number(options.label))
@@ -173,10 +187,16 @@ def sample_command(options: argparse.Namespace) -> None:
         scale=options.scale,
         size=checkpoints.facts(options.name).get("size", 28),
     )
-    columns = max(1, round(options.n**0.5))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_image((pictures.clamp(-1, 1) + 1) / 2, options.out, nrow=columns)
-    print(f"written: {options.out}")
+    _save_grid(pictures, options.out)
+
+
+def _save_grid(pictures: torch.Tensor, path: Path) -> None:
+    from torchvision.utils import save_image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = max(1, round(len(pictures) ** 0.5))
+    save_image((pictures.clamp(-1, 1) + 1) / 2, path, nrow=columns)
+    print(f"written: {path}")
 
 
 def _class_number(text: str) -> int:

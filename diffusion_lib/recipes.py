@@ -63,6 +63,12 @@ def focused_loss(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
     return label_loss(denoiser, batch, times)
 
 
+def unlabelled_loss(denoiser: Denoiser, batch: tuple[Tensor, ...]) -> Tensor:
+    """The denoising loss of batch[0] at `focused_times`, without labels, (B,)."""
+    times = focused_times(denoiser.schedule, len(batch[0]))
+    return denoising_loss(denoiser, batch[0], t=times)
+
+
 def scorer_loss(classifier: networks.Classifier, batch: tuple[Tensor, Tensor]):
     """Name the garment, and (weight 0.2) the damage done to half of the pictures, (B,).
 

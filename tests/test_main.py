@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torch.testing import assert_close
 
-from diffusion_lib import load
+from diffusion_lib import facts, load
 from diffusion_lib.__main__ import main
 
 PHOTO = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
@@ -46,6 +46,22 @@ def test_from_a_folder_of_colour_pictures_to_a_grid(trained, tmp_path):
     grid = np.asarray(Image.open(out))
     assert grid.shape == (2 * 16 + 6, 2 * 16 + 6, 3)  # two by two, two pixels between
     assert grid[..., 0].std() > 1 and (grid[..., 0] != grid[..., 2]).any()
+
+
+def test_training_ends_with_a_grid_of_its_own(trained):
+    grid = np.asarray(Image.open(trained.parent / "samples.png"))
+    assert grid.shape == (4 * 18 + 2, 4 * 18 + 2, 3) and grid.std() > 1
+
+
+def test_training_goes_on_from_a_checkpoint_of_another_make(folder, tmp_path, capsys):
+    """The new file is built as the start was: classes, schedule, prediction."""
+    grey = ["--channels", "1", "--start", "fashion-unet"]
+    assert main([*arguments(folder, tmp_path, 1), *grey]) == 0
+    path = tmp_path / "model.safetensors"
+    assert facts(path)["spec"] == facts("fashion-unet")["spec"]
+    assert load(path).net.classes == 10
+    assert main([*arguments(folder, tmp_path / "rgb", 1), *grey[2:]]) == 2
+    assert "give --channels 1" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_repeated(trained, folder, capsys):

@@ -17,10 +17,10 @@ from ..data import fashion_mnist
 from ..denoiser import Denoiser
 from ..losses import denoising_loss
 from ..networks import MLP, Transformer, UNet
-from ..recipes import generate
+from ..recipes import generate, unlabelled_loss
 from ..schedules import cosine_schedule
 from ..training import shuffled, train
-from .shared import Report, device, each_run, focused, run_folder, unfinished
+from .shared import Report, device, each_run, run_folder, unfinished
 
 LEVELS = tuple(range(50, 1000, 100))  # times at which the loss is measured
 SETTINGS = {"precision": "bf16", "ema": 0.98, "save_every": 50}
@@ -97,7 +97,13 @@ def trained_and_scored(
     batches = shuffled(*fashion_mnist("train"), size=batch, seed=seed)
     with run_folder("architecture", row, seed) as folder:
         run = train(
-            denoiser, focused, batches, steps, folder=folder, seed=seed, **SETTINGS
+            denoiser,
+            unlabelled_loss,
+            batches,
+            steps,
+            folder=folder,
+            seed=seed,
+            **SETTINGS,
         )
         with torch.autocast(device(), torch.bfloat16):
             pictures = generate(run.ema.eval(), n, 20, seed=seed).float()

@@ -14,10 +14,10 @@ from ..data import fashion_mnist
 from ..denoiser import Denoiser
 from ..losses import denoising_loss
 from ..networks import UNet
-from ..recipes import generate
+from ..recipes import generate, unlabelled_loss
 from ..schedules import cosine_schedule
 from ..training import shuffled, train
-from .shared import Report, device, each_run, focused, run_folder, unfinished
+from .shared import Report, device, each_run, run_folder, unfinished
 
 SIZES = (16, 128, 1024, 60_000)
 SETTINGS = {"precision": "bf16", "ema": 0.98, "save_every": 50}
@@ -54,7 +54,13 @@ def trained_and_compared(
     batches = shuffled(often, size=batch, seed=seed)
     with run_folder("memorisation", str(size), seed) as folder:
         run = train(
-            denoiser, focused, batches, steps, folder=folder, seed=seed, **SETTINGS
+            denoiser,
+            unlabelled_loss,
+            batches,
+            steps,
+            folder=folder,
+            seed=seed,
+            **SETTINGS,
         )
         model = run.ema.eval()
         with torch.autocast(device(), torch.bfloat16):

@@ -17,9 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..denoiser import Denoiser
-from ..recipes import generate
+from ..recipes import generate, unlabelled_loss
 from ..schedules import Schedule, cosine_schedule
-from .shared import focused
 
 Batch = tuple[Tensor, Tensor]  # pictures in [-1, 1] and labels
 CALLS = 20  # network calls a picture
@@ -63,7 +62,7 @@ def by_our_recipe(net: nn.Module, rate: float = 1e-3) -> Contestant:
     """
     denoiser = Denoiser(net, cosine_schedule(), "v")
     settings = {"precision": "bf16", "ema": 0.995, "rate": rate}
-    return Contestant(denoiser, focused, twenty_calls, settings)
+    return Contestant(denoiser, unlabelled_loss, twenty_calls, settings)
 
 
 def twenty_calls(denoiser: Denoiser, n: int, seed: int) -> Tensor:

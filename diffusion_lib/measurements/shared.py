@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..data import cache_folder
-from ..denoiser import Denoiser
 from ..ledger import result
-from ..losses import denoising_loss
-from ..recipes import focused_times
 
 Report = Callable[[str], None]
 
@@ -70,9 +66,3 @@ def run_folder(measurement: str, row: str, seed: int) -> Iterator[Path]:
     folder = cache_folder() / measurement / f"{row}, {seed}"
     yield folder
     shutil.rmtree(folder)
-
-
-def focused(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The denoising loss without labels, at the recipe's times, (B,)."""
-    times = focused_times(denoiser.schedule, len(batch[0]))
-    return denoising_loss(denoiser, batch[0], t=times)

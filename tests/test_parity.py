@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import SCHEDULES, planar
 from parity import (
+    D2,
+    HALF,
     MARKS,
     STEPS,
     Case,
@@ -21,6 +23,7 @@ from parity import (
     gap,
     in_double,
     peer,
+    rewritten,
     seeded,
     their_run,
 )
@@ -33,6 +36,7 @@ from diffusion_lib.samplers import (
     deis_step,
     dpm_solver_2_step,
     dpmpp_2m_step,
+    dpmpp_3m_step,
     heun_step,
     plms_step,
     sample,
@@ -83,7 +87,7 @@ CASES = [
     UNIPC(
         partial(unipc_step, order=3),
         {"solver_order": 3, "lower_order_final": False},
-        until=STEPS - 1,  # theirs then asks for a polynomial over an infinite step
+        until=STEPS - 1,  # theirs fails in the last, see below
         own=(1e-5, 1e-3),
     ),
     DEIS(partial(deis_step, order=1), {"solver_order": 1}, own=(1e-4, 1e-2)),
@@ -105,7 +109,8 @@ def test_with_our_table(case, name):
 def test_with_their_own_table(case, bound, name):
     """Single precision costs most at the cosine's start, where alpha is 5e-5.
 
-    By rounding 1 - 0.999, beta's last, their alpha is off by more than 1e-5 there.
+    Rounding beta's last, 0.999, puts alpha off by 7e-6 there; PNDM's formula, a
+    difference of alpha_bar in single precision, by much more.
     """
     assert gap(case.both(name, own=True)) < case.own[bound]
 
@@ -136,9 +141,30 @@ def test_a_large_variance_is_added_at_the_last_step():
 
 
 def test_unipc_lowers_its_order_at_the_end():
-    """By default order 3 becomes 2 in the last step but one; ours stays, 0.05 away."""
-    pair = UNIPC(partial(unipc_step, order=3), {"solver_order": 3}).both("linear")
-    assert 0.01 < gap(pair) < 0.2
+    """By default order 3 becomes 2 in the last step but one; ours stays, 0.08 away.
+
+    Forbidden that, theirs solves for a parabola over the last step, which is infinite
+    in log-SNR.
+    """
+    case = partial(UNIPC, partial(unipc_step, order=3))
+    assert 0.01 < gap(case({"solver_order": 3}).both("linear")) < 0.2
+    with pytest.raises(RuntimeError, match="singular"):
+        case({"solver_order": 3, "lower_order_final": False}).both("linear")
+
+
+def test_third_order_with_noise():
+    """Theirs halves the second difference, and has a sign wrong in its share.
+
+    By integrating exp(-2 (h - u)) u^2 / h^2 over the step, the share is 1/2 +
+    (1 - exp(-2h) - 2h) / (2h)^2, which is near h / 3; theirs, with -1/2, near -1.
+    """
+    options = SDE | {"solver_order": 3}
+    case = MULTI(partial(dpmpp_3m_step, eta=1.0), options, {}, as_tensor)
+    with rewritten(case.kind, D2, HALF):
+        close(*case.both("linear"))
+    for faults in ((), (D2,), (HALF,)):
+        with rewritten(case.kind, *faults):
+            assert gap(case.both("linear")) > 0.01
 
 
 def test_heun_in_other_coordinates_is_another_rule():

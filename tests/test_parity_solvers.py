@@ -1,17 +1,14 @@
-"""Parity with the schedulers of diffusers beyond the chains: any schedule, EDM, flow."""
+"""Parity with the schedulers of diffusers beyond the chains: EDM, flow, any grid."""
 
-import inspect
 import math
-import sys
 from contextlib import nullcontext
 from functools import partial
-from textwrap import dedent
-from unittest.mock import patch
 
 import pytest
 import torch
 from conftest import SCHEDULES, planar
 from parity import (
+    D2,
     MARKS,
     RATIOS,
     STEPS,
@@ -20,6 +17,7 @@ from parity import (
     in_double,
     peer,
     precision,
+    rewritten,
     seeded,
     their_run,
 )
@@ -104,23 +102,10 @@ def test_singlestep(name):
     assert gap(singlestep(schedule, schedule.times(STEPS + 1)[:-1])) > 1e-3
 
 
-def doubled(kind):
-    """Give the second difference D2 of their third-order update its whole weight."""
-    import diffusers
-
-    kind = getattr(diffusers, kind)
-    method = kind.multistep_dpm_solver_third_order_update
-    source, half = dedent(inspect.getsource(method)), "D2 = (1.0 /"
-    assert source.count(half) == 1
-    space = dict(vars(sys.modules[kind.__module__]))
-    exec(source.replace(half, "D2 = (2.0 /"), space)
-    return patch.object(kind, method.__name__, space[method.__name__])
-
-
 def third_order(schedule, times, mended, own=False):
     """Return their and our DPM-Solver++(3M)."""
     options = TO_THE_END | {"solver_order": 3}
-    with precision(MULTI, own), doubled(MULTI) if mended else nullcontext():
+    with precision(MULTI, own), rewritten(MULTI, D2) if mended else nullcontext():
         y, x = on_our_grid(MULTI, schedule, times, **options)
     return y, ours(schedule, x, times, dpmpp_3m_step)
 
@@ -211,7 +196,7 @@ def test_edm_with_noise():
 
 
 def test_edm_third_order():
-    with doubled(EDM_MULTI):
+    with rewritten(EDM_MULTI, D2):
         close(*edm(EDM_MULTI, dpmpp_3m_step, solver_order=3))
     assert gap(edm(EDM_MULTI, dpmpp_3m_step, solver_order=3)) > 1e-3
 

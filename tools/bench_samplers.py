@@ -115,8 +115,12 @@ def peers(form: str) -> dict[str, Sampler]:
 
 
 def of_diffusers(name: str, form: str) -> Sampler:
-    """Return a scheduler, unclipped, in the loop that its pipelines run."""
-    prediction = "sample" if form == "direct" else "v_prediction"
+    """Return a scheduler, unclipped, in the loop that its pipelines run.
+
+    PNDMScheduler does not take x0; most directly it takes the noise.
+    """
+    direct = "epsilon" if name == "PNDMScheduler" else "sample"
+    prediction = direct if form == "direct" else "v_prediction"
     scheduler = getattr(diffusers, name)(prediction_type=prediction)
     if name == "PNDMScheduler":
         scheduler.register_to_config(skip_prk_steps=True)

@@ -14,7 +14,7 @@ from ..recipes import generate, sampling_times
 from ..schedules import Schedule
 from .shared import Report, device, each_run, unfinished
 
-CALLS, N, SEEDS = (5, 10, 20, 50), 2000, 3
+CALLS, N, SEEDS = (5, 10, 20, 50), 1000, 3
 ONE_CALL = {  # a step takes one network call
     "DDPM": samplers.ddpm_step,
     "DDPM, variance beta": partial(samplers.ddpm_step, variance="beta"),
@@ -63,7 +63,7 @@ def plans(schedule: Schedule) -> dict[str, tuple[int, Callable, torch.Tensor]]:
 
 
 def sampler_study(report: Report) -> Iterator[dict[str, Any]]:
-    """Score 2,000 labelled pictures of fashion-unet for each sampler, grid and budget.
+    """Score N labelled pictures of fashion-unet for each sampler, grid and budget.
 
     Karras' grid unless a row says another. Yields after every run.
     """

@@ -4,6 +4,7 @@ from .baselines import GAN, VAE
 from .blocks import (
     Attention,
     ConvNeXtBlock,
+    CrossAttention,
     LinearAttention,
     ResBlock,
     TimeEmbedding,
@@ -11,20 +12,26 @@ from .blocks import (
 from .classifier import Classifier
 from .mlp import MLP
 from .noisy_classifier import NoisyClassifier
+from .text import CLIP, TextEncoder
 from .transformer import Transformer
 from .unet import UNet
+from .upsampler import Upsampler
 
 __all__ = [
+    "CLIP",
     "GAN",
     "MLP",
     "VAE",
     "Attention",
     "Classifier",
     "ConvNeXtBlock",
+    "CrossAttention",
     "LinearAttention",
     "NoisyClassifier",
     "ResBlock",
+    "TextEncoder",
     "TimeEmbedding",
     "Transformer",
     "UNet",
+    "Upsampler",
 ]

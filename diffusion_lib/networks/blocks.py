@@ -1,6 +1,8 @@
 """The blocks that the networks are made of."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -150,3 +152,62 @@ class LinearAttention(Attention):
     """Attention whose cost grows with the positions, not with their square."""
 
     mix = staticmethod(attend_linearly)
+
+
+class CrossAttention(nn.Module):
+    """x + what every place learns from the words, (B, C, H, W) -> the same.
+
+    The queries come from the places, the keys and values from words (B, L, width), of
+    which mask (B, L) is true where there is one: Rombach et al. (2022), section 3.3.
+    The weights are the output of .softmax, see `attention_maps`.
+    """
+
+    def __init__(self, channels: int, width: int, heads: int = 4, groups: int = 8):
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"{heads} heads must divide the {channels} channels")
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups, channels)
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(width, channels)
+        self.value = nn.Linear(width, channels)
+        self.softmax = nn.Softmax(dim=-1)
+        self.out = zero_(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        """Return x with every place having read the words, (B, C, H, W)."""
+        q = self._heads(self.query(self.norm(x).flatten(2).transpose(1, 2)))
+        k, v = self._heads(self.key(words)), self._heads(self.value(words))
+        score = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, heads, H W, L)
+        score = score.masked_fill(~mask[:, None, None], -math.inf)
+        weight = self.softmax(score.unflatten(2, x.shape[2:])).to(v)
+        h = self.out((weight.flatten(2, 3) @ v).transpose(1, 2).flatten(2))
+        return x + h.transpose(1, 2).reshape(x.shape)
+
+    def _heads(self, h: Tensor) -> Tensor:
+        """(B, N, C) -> (B, heads, N, C / heads)."""
+        return h.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+@contextmanager
+def attention_maps(net: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the weights of every cross-attention while the block runs.
+
+    The list gains one tensor (B, heads, H, W, L) per layer and call of the net, in the
+    order of use; over the L words each place's weights sum to one. Hooks on the layers'
+    .softmax do it, and are gone afterwards. Guidance calls the net with a batch of 2 B,
+    the nulls first.
+    """
+    maps: list[Tensor] = []
+    hooks = [
+        layer.softmax.register_forward_hook(
+            lambda module, inputs, weight: maps.append(weight.detach())
+        )
+        for layer in net.modules()
+        if isinstance(layer, CrossAttention)
+    ]
+    try:
+        yield maps
+    finally:
+        for hook in hooks:
+            hook.remove()

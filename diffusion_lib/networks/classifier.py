@@ -23,8 +23,8 @@ class Classifier(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(channels, 16, 3, padding=1),
             nn.SiLU(),
-            *_stage(16, width),
-            *_stage(width, 2 * width),
+            *stage(16, width),
+            *stage(width, 2 * width),
             nn.Flatten(),
         )
         self.hidden = nn.Linear(2 * width * 7 * 7, dim)
@@ -51,7 +51,7 @@ class Classifier(nn.Module):
         return self.head(h), self.fault_head(h)
 
 
-def _stage(channels: int, out: int) -> list[nn.Module]:
+def stage(channels: int, out: int) -> list[nn.Module]:
     """Half the resolution, then two more convolutions."""
     return [
         nn.Conv2d(channels, out, 4, stride=2, padding=1),

@@ -1,9 +1,12 @@
-"""What the picture networks are told: the time, a label, and pictures that fit."""
+"""What the picture networks are told: time, label, caption, and pictures that fit."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .blocks import Cond, TimeEmbedding
+from .text import PAD, TextEncoder, no_words
 
 
 class Conditioned(nn.Module):
@@ -11,11 +14,18 @@ class Conditioned(nn.Module):
 
     channels: of the pictures; factor: what must divide their sides; classes: number of
     labels, or None; one more, the null label, stands for "not said"; time: kind of
-    TimeEmbedding. Raises ValueError for classes below 1.
+    TimeEmbedding; text: options of the TextEncoder that reads captions, or None; the
+    empty caption is its "not said". Raises ValueError for classes below 1.
     """
 
     def __init__(
-        self, channels: int, factor: int, dim: int, classes: int | None, time: str
+        self,
+        channels: int,
+        factor: int,
+        dim: int,
+        classes: int | None,
+        time: str,
+        text: dict[str, Any] | None = None,
     ):
         super().__init__()
         if classes is not None and classes < 1:
@@ -23,19 +33,14 @@ class Conditioned(nn.Module):
         self.channels, self.factor, self.classes = channels, factor, classes
         self.time = TimeEmbedding(dim, kind=time)
         self.label = None if classes is None else nn.Embedding(classes + 1, dim)
+        self.text = None if text is None else TextEncoder(**text)
 
     def embedding(self, u: Tensor, cond: Cond | None = None) -> Tensor:
         """Return what the blocks are told, (B, dim): the time, plus the label."""
-        e = self.time(u)
+        e, cond = self.time(u), cond or {}
+        self._check_names(cond)
         if self.label is None:
-            if cond:
-                raise ValueError(
-                    "this net was built without classes: cond must be None"
-                )
             return e
-        cond = cond or {}
-        if unknown := set(cond) - {"label"}:
-            raise ValueError(f"unknown conditions {sorted(unknown)}: only 'label'")
         label = cond.get("label")
         if label is None:
             label = torch.full((len(u),), self.classes)
@@ -48,11 +53,39 @@ class Conditioned(nn.Module):
             )
         return e + self.label(label)
 
+    def _check_names(self, cond: Cond) -> None:
+        known = [n for n in ("label", "text") if getattr(self, n) is not None]
+        if cond and not known:
+            raise ValueError("this net was built without classes: cond must be None")
+        if unknown := set(cond) - set(known):
+            names = ", ".join(map(repr, known))
+            raise ValueError(f"unknown conditions {sorted(unknown)}: only {names}")
+
+    def read(self, u: Tensor, cond: Cond | None = None) -> tuple[Tensor, Tensor] | None:
+        """Return the caption's vectors (B, L, width) and which are words (B, L).
+
+        None for a net without text.
+        """
+        if self.text is None:
+            return None
+        tokens = (cond or {}).get("text")
+        if tokens is None:
+            tokens = no_words(torch.zeros(len(u), 1, dtype=torch.int64))
+        if len(tokens) != len(u):
+            raise ValueError(f"{len(tokens)} captions were given for {len(u)} pictures")
+        tokens = tokens.to(u.device)
+        return self.text(tokens), tokens != PAD
+
     def null(self, cond: Cond) -> Cond:
-        """Return cond with every label replaced by the null label."""
-        if self.classes is None or "label" not in cond:
-            raise ValueError("this net knows no label that could be dropped")
-        return {**cond, "label": torch.full_like(cond["label"], self.classes)}
+        """Return cond with every label and caption replaced by their null."""
+        nulls = {}
+        if self.label is not None and "label" in cond:
+            nulls["label"] = torch.full_like(cond["label"], self.classes)
+        if self.text is not None and "text" in cond:
+            nulls["text"] = no_words(cond["text"])
+        if not nulls:
+            raise ValueError("this net knows no label or text that could be dropped")
+        return {**cond, **nulls}
 
     def check(self, x: Tensor, remedy: str) -> None:
         """Raise ValueError for an x of other channels, or sides that do not divide."""

@@ -1,29 +1,40 @@
 """A U-Net with most of its weight at low resolution, where convolutions are fast."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Attention, Cond, ConvNeXtBlock, LinearAttention, ResBlock, zero_
+from .blocks import (
+    Attention,
+    Cond,
+    ConvNeXtBlock,
+    CrossAttention,
+    LinearAttention,
+    ResBlock,
+    zero_,
+)
 from .conditioning import Conditioned
 
 BLOCKS = {"ResBlock": ResBlock, "ConvNeXtBlock": ConvNeXtBlock}
+Told = tuple[Tensor, Tensor] | None  # a caption's vectors (B, L, width), mask (B, L)
 ATTENTION = {"full": Attention, "linear": LinearAttention, "none": None}
 
 
 class UNet(Conditioned):
-    """net(x (B, C, H, W), u (B,), {"label": (B,)} or None) -> (B, C, H, W).
+    """net(x (B, C, H, W), u (B,), cond or None) -> (B, C, H, W).
 
-    A thin convolution at full resolution, then width * multipliers[i] channels at 1/2,
+    cond: {"label": (B,)}, {"text": tokens (B, L)}, or both, of what it was built for. A
+    thin convolution at full resolution, then width * multipliers[i] channels at 1/2,
     1/4, ... of it; attention at the lowest; skips between equals (Ronneberger et al.
     2015). 28 x 28 pictures are worked on at 14 x 14 and 7 x 7. classes: number of
     labels, or None; one more, the null label, stands for "not said". block: the name of
     the blocks' class; attention: "full", "linear" or "none"; skips=False cuts every
-    connection that passes the lowest level by; time: kind of TimeEmbedding.
-    Raises ValueError for sides that 2^levels does not divide, labels out of range, or
-    unknown names.
+    connection that passes the lowest level by; time: kind of TimeEmbedding; text:
+    options of a TextEncoder, whose words every level reads by cross-attention, or None.
+    Raises ValueError for sides that 2^levels does not divide, labels or tokens out of
+    range, or unknown names.
     """
 
     def __init__(
@@ -39,6 +50,7 @@ class UNet(Conditioned):
         attention: str = "full",
         skips: bool = True,
         time: str = "sinusoidal",
+        text: dict[str, Any] | None = None,
     ):
         if width % 8 or stem % 4 or blocks < 1 or not multipliers:
             raise ValueError("width must be a multiple of 8, stem of 4; blocks >= 1")
@@ -47,10 +59,11 @@ class UNet(Conditioned):
                 f"no block {block!r} or no attention {attention!r}: there are "
                 f"{list(BLOCKS)} and {list(ATTENTION)}"
             )
-        super().__init__(channels, 2 ** len(multipliers), dim, classes, time)
+        super().__init__(channels, 2 ** len(multipliers), dim, classes, time, text)
         widths = [width * m for m in multipliers]
-        self.skips = skips
-        parts = _Parts(widths, blocks, dim, BLOCKS[block], ATTENTION[attention], skips)
+        self.skips, read = skips, self.text.width if self.text else None
+        kinds = BLOCKS[block], ATTENTION[attention]
+        parts = _Parts(widths, blocks, dim, *kinds, skips, read)
         self.stem = nn.Conv2d(channels, stem, 3, padding=1)
         self.enter = nn.Conv2d(stem, widths[0], 4, stride=2, padding=1)
         self.down = nn.ModuleList(_Down(parts, i) for i in levels(widths))
@@ -60,16 +73,16 @@ class UNet(Conditioned):
         self.out = zero_(nn.Conv2d(2 * stem, channels, 3, padding=1))
 
     def forward(self, x: Tensor, u: Tensor, cond: Cond | None = None) -> Tensor:
-        """Return the net's output at x; cond["label"] (B,) int64, or None for null."""
+        """Return the net's output at x; a label or text not given is the null."""
         self.check(x, "fewer multipliers")
-        e = F.silu(self.embedding(u, cond))
+        e, told = F.silu(self.embedding(u, cond)), self.read(u, cond)
         full = self.stem(x)
         h, skips = self.enter(full), []
         for level in self.down:
-            h = level(h, e, skips)
+            h = level(h, e, skips, told)
         skips.pop()  # the lowest skip is h itself
         for level in self.up:
-            h = level(h, e, skips)
+            h = level(h, e, skips, told)
         h = F.pixel_shuffle(self.leave(h), 2)
         if self.skips:
             h = torch.cat([h, full], dim=1)
@@ -90,6 +103,11 @@ class _Parts(NamedTuple):
     block: type[nn.Module]
     attention: type[nn.Module] | None
     skips: bool
+    read: int | None
+
+    def listen(self, i: int) -> nn.Module | None:
+        """Return the attention of level i to the words, if there are any."""
+        return CrossAttention(self.widths[i], self.read) if self.read else None
 
     def attend(self, i: int) -> nn.Module:
         """Return the attention of level i: only the lowest has one."""
@@ -108,15 +126,18 @@ class _Down(nn.Module):
         self.blocks = nn.ModuleList(
             parts.block(c, c, parts.dim) for _ in range(parts.blocks)
         )
-        self.attention = parts.attend(i)
+        self.attention, self.listen = parts.attend(i), parts.listen(i)
 
-    def forward(self, h: Tensor, e: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, h: Tensor, e: Tensor, skips: list[Tensor], told: Told) -> Tensor:
         if self.shrink is not None:
             h = self.shrink(h)
         for block in self.blocks:
             h = block(h, e)
             skips.append(h)
-        skips[-1] = h = self.attention(h)
+        h = self.attention(h)
+        if told is not None:
+            h = self.listen(h, *told)
+        skips[-1] = h
         return h
 
 
@@ -131,13 +152,15 @@ class _Up(nn.Module):
             parts.block(2 * c if parts.skips else c, c, parts.dim)
             for _ in range(parts.blocks - lowest)
         )
-        self.attention = parts.attend(i)
+        self.attention, self.listen = parts.attend(i), parts.listen(i)
         self.grow = nn.Conv2d(c, after, 3, padding=1) if i else None
 
-    def forward(self, h: Tensor, e: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, h: Tensor, e: Tensor, skips: list[Tensor], told: Told) -> Tensor:
         for block in self.blocks:
             h = block(torch.cat([h, skips.pop()], dim=1) if self.skips else h, e)
         h = self.attention(h)
+        if told is not None:
+            h = self.listen(h, *told)
         if self.grow is not None:
             h = self.grow(F.interpolate(h, scale_factor=2.0))
         return h

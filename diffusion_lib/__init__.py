@@ -5,7 +5,8 @@ A sampler is a step function. Guidance is a wrapper.
 """
 
 from . import checkpoints, data, diagnostics, ledger, metrics, networks, plotting
-from .analytic import GaussianMixture, empirical_denoiser
+from .analytic import GaussianMixture, empirical_denoiser, linear_moments
+from .cascade import generate_by_cascade, upsample
 from .checkpoints import Spec, available, facts, load, save
 from .convert import convert_point, convert_time, on_schedule
 from .data import CLASSES, fashion_mnist, image_folder
@@ -21,6 +22,15 @@ from .guidance import (
     inpaint,
     label_log_prob,
     within,
+)
+from .inverse import (
+    edited,
+    gaussian_fit,
+    nudged,
+    particle_step,
+    posterior_guided,
+    projected,
+    replaced,
 )
 from .ledger import check, glue, verify
 from .likelihood import (
@@ -116,6 +126,7 @@ __all__ = [
     "dpmpp_3m_step",
     "dropped",
     "dynamic_threshold",
+    "edited",
     "elbo",
     "empirical_denoiser",
     "eps_from_x0",
@@ -123,6 +134,8 @@ __all__ = [
     "extrapolated",
     "facts",
     "fashion_mnist",
+    "gaussian_fit",
+    "generate_by_cascade",
     "given",
     "glue",
     "heun_step",
@@ -133,6 +146,7 @@ __all__ = [
     "kl_term",
     "label_log_prob",
     "ledger",
+    "linear_moments",
     "linear_schedule",
     "load",
     "log_snr_normal",
@@ -140,17 +154,22 @@ __all__ = [
     "metrics",
     "min_snr",
     "networks",
+    "nudged",
     "ode_log_likelihood",
     "on_schedule",
     "optimal_variance",
+    "particle_step",
     "plotting",
     "plms_step",
+    "posterior_guided",
     "prior_kl",
+    "projected",
     "q_posterior",
     "q_sample",
     "q_step",
     "quadratic_schedule",
     "quadratic_times",
+    "replaced",
     "reverse_sde_step",
     "sample",
     "save",
@@ -164,6 +183,7 @@ __all__ = [
     "trajectory",
     "uniform_times",
     "unipc_step",
+    "upsample",
     "verify",
     "within",
 ]

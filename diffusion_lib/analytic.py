@@ -1,7 +1,8 @@
 """Laws whose denoiser is known exactly at every t.
 
-A Gaussian mixture, of which score and density are known, too; and a finite set of
-pictures, the law that a training set is if it is taken at its word.
+A Gaussian mixture, of which score and density are known, too; a finite set of
+pictures, the law that a training set is if it is taken at its word; and what a linear
+sampler does to a mean and a covariance.
 """
 
 import math
@@ -81,6 +82,29 @@ class GaussianMixture:
         """Return p(part k | x_t), (B, K)."""
         return self._parts(x, alpha, sigma)[0].softmax(1)
 
+    def given(self, matrix: Tensor, y: Tensor, noise: float) -> "GaussianMixture":
+        """Return the law of x_0 given y = matrix x_0 + noise eps: again a mixture.
+
+        matrix: (M, D), y: (M,). Each part is conditioned as a Gaussian; its weight is
+        multiplied by its density at y. noise = 0 is allowed where matrix cov matrix^T
+        can be inverted. Raises ValueError for shapes that do not fit or noise < 0.
+        """
+        if matrix.shape[1:] != self.means.shape[1:] or y.shape != matrix.shape[:1]:
+            raise ValueError(f"{tuple(matrix.shape)} and {tuple(y.shape)} do not fit")
+        if not noise >= 0:
+            raise ValueError(f"noise must be >= 0, got {noise}")
+        M, matrix = len(y), matrix.to(self.means)
+        seen = matrix @ self.cov @ matrix.T + noise**2 * torch.eye(M).to(self.means)
+        gain = torch.linalg.solve(seen, matrix @ self.cov).mT  # (K, D, M)
+        gap = y.to(self.means) - self.means @ matrix.T  # (K, M)
+        fit = torch.linalg.solve(seen, gap[..., None])[..., 0]
+        log_weights = self.weights.log() - (gap * fit).sum(1) / 2
+        log_weights = log_weights - torch.linalg.slogdet(seen).logabsdet / 2
+        means = self.means + torch.einsum("kdm,km->kd", gain, gap)
+        cov = self.cov - gain @ matrix @ self.cov
+        cov = (cov + cov.mT) / 2
+        return GaussianMixture(means, weights=log_weights.softmax(0), cov=cov)
+
     def denoiser(self, schedule: Schedule) -> Callable[..., Tensor]:
         """Return the exact denoise(x, t) = E[x_0 | x_t], x (B, D), t () or (B,)."""
 
@@ -127,6 +151,37 @@ def empirical_denoiser(
         return torch.cat(means).reshape(x.shape)
 
     return denoise
+
+
+def linear_moments(
+    step: Callable,
+    denoise: Callable[..., Tensor],
+    schedule: Schedule,
+    times: Tensor,
+    mean: Tensor,
+    cov: Tensor,
+    draws: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Push a mean (D,) and covariance (D, D) along a sampler that is linear in x.
+
+    Exact, without one random number: each step is asked what it does to 0, to the unit
+    vectors, and to a unit in each of its draws of noise (at most `draws` calls of
+    noise()). Steps are linear if the denoiser is, as for one Gaussian; they must not
+    remember. Returns mean and covariance at times[-1].
+    """
+    D, one = len(mean), torch.eye(len(mean)).to(mean)
+    for t, s in zip(times[:-1].unbind(), times[1:].unbind(), strict=True):
+        units = torch.zeros(draws, 1 + D + draws * D, D).to(mean)
+        for j in range(draws):
+            units[j, 1 + D * (1 + j) : 1 + D * (2 + j)] = one
+        x = torch.zeros_like(units[0])
+        x[1 : 1 + D] = one
+        with torch.no_grad():
+            x_s, _, _ = step(denoise, schedule, x, t, s, None, iter(units).__next__)
+        of_x, of_noise = (x_s[1:] - x_s[0]).split([D, draws * D])
+        mean = x_s[0] + mean @ of_x
+        cov = of_x.T @ cov @ of_x + of_noise.T @ of_noise
+    return mean, cov
 
 
 def _covariances(K: int, D: int, std: float | None, cov: Tensor | None) -> Tensor:

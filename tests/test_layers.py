@@ -12,11 +12,11 @@ LAYERS = [
     "grids",
     "schedules networks data plotting analytic ledger",
     "denoiser process",
-    "losses samplers guidance likelihood convert baselines",
+    "losses samplers guidance inverse likelihood convert baselines",
     "checkpoints",
     "metrics diagnostics",
     "training distillation lora",
-    "recipes",
+    "recipes cascade",
     "measurements",
     "__main__",
 ]

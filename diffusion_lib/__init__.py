@@ -6,6 +6,7 @@ A sampler is a step function. Guidance is a wrapper.
 
 from . import checkpoints, data, diagnostics, ledger, metrics, networks, plotting
 from .analytic import GaussianMixture, empirical_denoiser, linear_moments
+from .captions import caption_pictures, true_of
 from .cascade import generate_by_cascade, upsample
 from .checkpoints import Spec, available, facts, load, save
 from .convert import convert_point, convert_time, on_schedule
@@ -44,7 +45,8 @@ from .likelihood import (
     step_nats,
 )
 from .losses import denoising_loss, dropped, log_snr_normal, min_snr, snr
-from .networks import MLP, Classifier, Transformer, UNet
+from .networks import CLIP, MLP, Classifier, TextEncoder, Transformer, UNet
+from .networks.blocks import attention_maps
 from .plotting import style
 from .process import (
     eps_from_x0,
@@ -83,10 +85,13 @@ from .schedules import (
     quadratic_schedule,
     sigmoid_schedule,
 )
+from .text_recipes import contrastive_loss
+from .tokens import VOCABULARY, detokenise, tokenise
 from .training import Run, shuffled, train
 
 __all__ = [
     "CLASSES",
+    "CLIP",
     "MLP",
     "PREDICTIONS",
     "Classifier",
@@ -98,11 +103,15 @@ __all__ = [
     "GaussianMixture",
     "Run",
     "Spec",
+    "TextEncoder",
     "Transformer",
     "UNet",
+    "VOCABULARY",
     "VPSchedule",
+    "attention_maps",
     "available",
     "bits_per_dim",
+    "caption_pictures",
     "check",
     "checkpoints",
     "churned",
@@ -110,6 +119,7 @@ __all__ = [
     "classifier_guided",
     "clip_x0",
     "constant_schedule",
+    "contrastive_loss",
     "convert_point",
     "convert_time",
     "corrected",
@@ -120,6 +130,7 @@ __all__ = [
     "decoder_nll",
     "deis_step",
     "denoising_loss",
+    "detokenise",
     "diagnostics",
     "dpm_solver_2_step",
     "dpmpp_2m_step",
@@ -179,8 +190,10 @@ __all__ = [
     "snr",
     "step_nats",
     "style",
+    "tokenise",
     "train",
     "trajectory",
+    "true_of",
     "uniform_times",
     "unipc_step",
     "upsample",

@@ -9,6 +9,7 @@ import torch
 
 from . import checkpoints, data, measurements, metrics, recipes
 from .checkpoints import Spec
+from .tokens import tokenise
 from .training import shuffled, train
 
 EXAMPLES = """examples:
@@ -86,6 +87,7 @@ def _sample_options(commands) -> None:
     parser.add_argument("--n", type=int, default=64, help="pictures (64)")
     parser.add_argument("--calls", type=int, default=20, help="network calls (20)")
     parser.add_argument("--label", help="a class, by name or number")
+    parser.add_argument("--prompt", help="a caption, for a net that reads text")
     parser.add_argument("--scale", type=float, default=1.0, help="guidance (1 = none)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("samples.png"))
@@ -175,19 +177,29 @@ class _progress:
 
 def sample_command(options: argparse.Namespace) -> None:
     """Draw pictures from a checkpoint and save them as one PNG."""
-    denoiser, label = _denoiser(options.name), None
-    if options.label is not None:
-        label = torch.full((options.n,), _class_number(options.label))
+    denoiser = _denoiser(options.name)
     pictures = recipes.generate(
         denoiser,
         options.n,
         options.calls,
-        label,
-        options.seed,
+        seed=options.seed,
         scale=options.scale,
+        cond=_asked(options, denoiser),
         size=checkpoints.facts(options.name).get("size", 28),
     )
     _save_grid(pictures, options.out)
+
+
+def _asked(options: argparse.Namespace, denoiser) -> dict[str, torch.Tensor]:
+    """The label and the caption asked for, one for each picture."""
+    cond = {}
+    if options.label is not None:
+        cond["label"] = torch.full((options.n,), _class_number(options.label))
+    if options.prompt is not None:
+        if getattr(denoiser.net, "text", None) is None:
+            raise ValueError(f"{options.name} reads no text: leave --prompt out")
+        cond["text"] = tokenise([options.prompt] * options.n)
+    return cond
 
 
 def _save_grid(pictures: torch.Tensor, path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from . import checkpoints, data, metrics, networks
 from .checkpoints import Spec
-from .denoiser import Denoiser
+from .denoiser import Cond, Denoiser
 from .grids import karras_times
 from .guidance import classifier_free, given, label_log_prob
 from .losses import denoising_loss, dropped, log_snr_normal
@@ -37,6 +38,7 @@ class Recipe:
     settings: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     facts: Callable[[nn.Module, Tensor], dict[str, Any]] | None = None
+    batches: Callable[..., Callable[[int], Any]] | None = None  # of size, seed
 
 
 def label_loss(
@@ -155,27 +157,30 @@ def generate(
     batch: int = 250,
     *,
     scale: float = 1.0,
-    size: int = 28,
+    size: int | tuple[int, int] = 28,
+    cond: Cond | None = None,
     step: Callable = dpmpp_2m_step,
     times: Tensor | None = None,
 ) -> Tensor:
-    """Return n pictures, by DPM-Solver++(2M) in `calls` steps, (n, C, size, size).
+    """Return n pictures, by DPM-Solver++(2M) in `calls` steps, (n, C, H, W).
 
-    label: (n,) int64, or None for unlabelled pictures; scale: of classifier-free
-    guidance, 1 for none, else each step takes two calls. step and times replace the
-    sampler and its grid. The same seed gives the same noise whatever the net. Values
-    are not clipped.
+    label: (n,) int64, or None for unlabelled pictures; cond: any other condition, each
+    tensor (n, ...); size: the side, or (H, W); scale: of classifier-free guidance, 1
+    for none, else each step takes two calls. step and times replace sampler and grid.
+    The same seed gives the same noise whatever the net. Values are not clipped.
     """
     schedule, device = denoiser.schedule, next(denoiser.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    noise = schedule.noise((n, denoiser.net.channels, size, size), generator)
+    sides = (size, size) if isinstance(size, int) else size
+    noise = schedule.noise((n, denoiser.net.channels, *sides), generator)
+    told = (cond or {}) if label is None else {**(cond or {}), "label": label}
     times = sampling_times(schedule, calls) if times is None else times
     pictures = []
     for rows in torch.arange(n).split(batch):
-        cond = None if label is None else {"label": label[rows].to(device)}
-        denoise = given(denoiser, cond)
+        part = {name: value[rows].to(device) for name, value in told.items()}
+        denoise = given(denoiser, part or None)
         if scale != 1:
-            denoise = classifier_free(denoiser, cond, scale)
+            denoise = classifier_free(denoiser, part, scale)
         x = noise[rows].to(device)
         pictures.append(sample(denoise, schedule, x, times, step, generator).cpu())
     return torch.cat(pictures)
@@ -241,7 +246,8 @@ def run_recipe(
     settings = {"seed": 0, **recipe.settings, **changes}
     torch.manual_seed(settings["seed"])
     module = recipe.spec.build() if start is None else checkpoints.load(start)
-    batches = shuffled(x, label, size=recipe.batch, seed=settings["seed"])
+    make = recipe.batches or partial(shuffled, x, label)
+    batches = make(size=recipe.batch, seed=settings["seed"])
     steps = recipe.steps if steps is None else steps
     run = train(
         module, recipe.loss, batches, steps, folder=folder, on_step=on_step, **settings

@@ -10,13 +10,13 @@ import diffusion_lib
 ROOT = Path(diffusion_lib.__file__).parent
 LAYERS = [
     "grids",
-    "schedules networks data plotting analytic ledger",
+    "schedules networks data plotting analytic ledger grammar captions tokens",
     "denoiser process",
     "losses samplers guidance inverse likelihood convert baselines",
     "checkpoints",
     "metrics diagnostics",
     "training distillation lora",
-    "recipes cascade",
+    "recipes cascade text_recipes",
     "measurements",
     "__main__",
 ]

@@ -8,6 +8,7 @@ from diffusion_lib import checkpoints, text_recipes
 from diffusion_lib.__main__ import main
 from diffusion_lib.captions import NOTHING
 from diffusion_lib.checkpoints import Spec
+from diffusion_lib.data import fashion_mnist
 from diffusion_lib.networks import CLIP
 from diffusion_lib.recipes import RECIPES, generate, run_recipe
 from diffusion_lib.text_recipes import (
@@ -142,6 +143,34 @@ def test_pictures_follow_their_captions_and_are_judged(small, fashion):
     assert names(judge, fashion[0][:7]).shape == (7,)
 
 
+def test_every_kind_of_caption_is_counted_beside_real_canvases(monkeypatch):
+    """A judge that always says what is there, and pictures that are never right."""
+    told = []
+
+    def never(denoiser, judge, captions):
+        told.append(captions)
+        return None, torch.zeros(len(captions), dtype=torch.bool)
+
+    monkeypatch.setattr(text_recipes, "composed", never)
+    monkeypatch.setattr(text_recipes.checkpoints, "load", lambda name: name)
+    monkeypatch.setattr(text_recipes, "names", by_their_pixels())
+    facts = text_recipes.text_facts(None, None)
+    assert facts["captions_true"] == {
+        kind: {"generated": 0.0, "real": 1.0} for kind in ("seen", "looks", "pairs")
+    }
+    assert [len(captions) for captions in told] == [100] * 3
+    assert facts["size"] == [28, 56] and facts["words"] == VOCABULARY
+
+
+def by_their_pixels():
+    """A judge that looks every half up in the test set."""
+    x, label = fashion_mnist("test")
+    known = {row.numpy().tobytes(): int(n) for row, n in zip(x, label, strict=True)}
+    return lambda judge, halves: torch.tensor(
+        [known.get(half.numpy().tobytes(), NOTHING) for half in halves.contiguous()]
+    )
+
+
 def test_no_caption_is_the_empty_one(small):
     empty = {"text": tokenise(["", ""])}
     free = generate(small, 2, 2, size=(8, 16))
@@ -158,6 +187,12 @@ def test_recipes_build_what_their_data_fits(name):
         == WORDS
         == options.get("text", options).get("words", WORDS)
     )
+
+
+def test_shipped_nets_know_the_vocabulary_in_its_order():
+    told = {name: checkpoints.facts(name) for name in checkpoints.available()}
+    reading = {name: facts["words"] for name, facts in told.items() if "words" in facts}
+    assert [name for name in reading if reading[name] != VOCABULARY] == []
 
 
 @pytest.mark.slow

@@ -108,6 +108,10 @@ def test_a_net_without_text_is_built_as_before():
     names = deaf.state_dict().keys()
     assert not [n for n in names if "listen" in n or "text" in n]
     assert names < unet().state_dict().keys()
+    heard = []
+    deaf.up[1].register_forward_pre_hook(lambda _, inputs: heard.append(len(inputs)))
+    deaf(torch.zeros(1, 1, 8, 8), torch.zeros(1))
+    assert heard == [3]  # its levels are told no more than before: h, e, skips
 
 
 def test_maps_are_shares_per_place_and_leave_no_hook():

@@ -61,13 +61,13 @@ class Conditioned(nn.Module):
             names = ", ".join(map(repr, known))
             raise ValueError(f"unknown conditions {sorted(unknown)}: only {names}")
 
-    def read(self, u: Tensor, cond: Cond | None = None) -> tuple[Tensor, Tensor] | None:
-        """Return the caption's vectors (B, L, width) and which are words (B, L).
+    def read(self, u: Tensor, cond: Cond | None = None) -> tuple[Tensor, ...]:
+        """Return the captions' vectors (B, L, width) and which are words (B, L).
 
-        None for a net without text.
+        Nothing, (), for a net without text.
         """
         if self.text is None:
-            return None
+            return ()
         tokens = (cond or {}).get("text")
         if tokens is None:
             tokens = no_words(torch.zeros(len(u), 1, dtype=torch.int64))

@@ -18,7 +18,6 @@ from .blocks import (
 from .conditioning import Conditioned
 
 BLOCKS = {"ResBlock": ResBlock, "ConvNeXtBlock": ConvNeXtBlock}
-Told = tuple[Tensor, Tensor] | None  # a caption's vectors (B, L, width), mask (B, L)
 ATTENTION = {"full": Attention, "linear": LinearAttention, "none": None}
 
 
@@ -79,10 +78,10 @@ class UNet(Conditioned):
         full = self.stem(x)
         h, skips = self.enter(full), []
         for level in self.down:
-            h = level(h, e, skips, told)
+            h = level(h, e, skips, *told)
         skips.pop()  # the lowest skip is h itself
         for level in self.up:
-            h = level(h, e, skips, told)
+            h = level(h, e, skips, *told)
         h = F.pixel_shuffle(self.leave(h), 2)
         if self.skips:
             h = torch.cat([h, full], dim=1)
@@ -128,14 +127,16 @@ class _Down(nn.Module):
         )
         self.attention, self.listen = parts.attend(i), parts.listen(i)
 
-    def forward(self, h: Tensor, e: Tensor, skips: list[Tensor], told: Told) -> Tensor:
+    def forward(
+        self, h: Tensor, e: Tensor, skips: list[Tensor], *told: Tensor
+    ) -> Tensor:
         if self.shrink is not None:
             h = self.shrink(h)
         for block in self.blocks:
             h = block(h, e)
             skips.append(h)
         h = self.attention(h)
-        if told is not None:
+        if told:
             h = self.listen(h, *told)
         skips[-1] = h
         return h
@@ -155,11 +156,13 @@ class _Up(nn.Module):
         self.attention, self.listen = parts.attend(i), parts.listen(i)
         self.grow = nn.Conv2d(c, after, 3, padding=1) if i else None
 
-    def forward(self, h: Tensor, e: Tensor, skips: list[Tensor], told: Told) -> Tensor:
+    def forward(
+        self, h: Tensor, e: Tensor, skips: list[Tensor], *told: Tensor
+    ) -> Tensor:
         for block in self.blocks:
             h = block(torch.cat([h, skips.pop()], dim=1) if self.skips else h, e)
         h = self.attention(h)
-        if told is not None:
+        if told:
             h = self.listen(h, *told)
         if self.grow is not None:
             h = self.grow(F.interpolate(h, scale_factor=2.0))

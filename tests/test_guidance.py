@@ -19,6 +19,15 @@ from diffusion_lib.guidance import (
     label_log_prob,
     within,
 )
+from diffusion_lib.measurements.guidance import (
+    INTERVAL,
+    SCALES,
+    WAYS,
+    guided,
+    obedience,
+    rows,
+    variance_within,
+)
 from diffusion_lib.networks import MLP, UNet
 from diffusion_lib.process import score_from_x0
 from diffusion_lib.samplers import sample
@@ -216,3 +225,59 @@ def test_a_classifier_is_fed_as_a_denoiser_s_net(name):
     sign = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
     torch.testing.assert_close(got, (sign * total).sigmoid().log())
     torch.testing.assert_close(seen[0][1], schedule.embed(t).expand(3))
+
+
+def test_the_study_of_guidance_has_each_way_at_each_scale_once():
+    """Three ways are one at scale 1, all four are at scale 0; each denoises."""
+    known = rows()
+    assert len(known) == len(WAYS) * (len(SCALES) - 2) + 3
+    label = torch.tensor([1, 2, 3])
+    answers = {}
+    net = Denoiser(UNet(width=8, stem=4, dim=16, classes=10).eval(), SCHEDULE)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    low, high = INTERVAL
+    for t in (50, 600, 990):
+        x = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(t))
+        with torch.no_grad():
+            for way in WAYS:
+                answers[way] = WAYS[way](net, label, 4.0)(x, t)
+            alone = net(x, t, {"label": label})
+        alpha, sigma = SCHEDULE.at(t, x)
+        inside = low <= sigma / alpha <= high
+        wanted = answers["classifier-free"] if inside else alone
+        torch.testing.assert_close(answers["interval"], wanted)
+        assert not torch.allclose(answers["rescaled"], answers["classifier-free"])
+
+
+def test_what_guidance_changes_is_scored_against_real_pictures(fashion):
+    """Real pictures have diversity and contrast near 1; copies have none."""
+    pictures, label = (part[:400] for part in fashion)
+    found = obedience(pictures, label)
+    assert found["outside"] == 0 and found["accuracy"] > 0.8
+    assert 0.8 < found["diversity"] < 1.2 and 0.9 < found["contrast"] < 1.1
+    flat = obedience(pictures[:1].expand(20, -1, -1, -1), torch.arange(20) % 10)
+    assert flat["accuracy"] == 0.1 and flat["diversity"] < 1e-9
+    double = obedience(2.5 * pictures, label)
+    assert double["outside"] > 0.1
+    with pytest.raises(ValueError, match="two pictures"):
+        obedience(pictures[:10], torch.arange(10))
+
+
+def test_variance_within_classes_ignores_where_the_classes_lie():
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(4000) % 2
+    z = torch.randn(4000, 3, generator=generator, dtype=torch.float64)
+    spread = variance_within(2 * z + 50 * label[:, None], label)
+    assert spread == pytest.approx(12, rel=0.05)  # 3 values of variance 4
+
+
+def test_a_guided_run_is_of_one_seed():
+    """The same seed, the same pictures, in batches or not; another, others."""
+    build = WAYS["classifier-free"]
+    first, label = guided(build, 2.0, 2, seed=0)
+    again, _ = guided(build, 2.0, 2, seed=0)
+    other, _ = guided(build, 2.0, 2, seed=1)
+    torch.testing.assert_close(first, again)
+    assert label.tolist() == [0, 1]
+    assert float((first - other).abs().mean()) > 0.05

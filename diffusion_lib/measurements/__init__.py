@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..ledger import code_hash, result, results_folder
-from . import ablation, architecture, bits, memorisation, quality, samplers, scores
+from . import (
+    ablation,
+    architecture,
+    bits,
+    guidance,
+    memorisation,
+    quality,
+    samplers,
+    scores,
+)
 from .shared import Report, device
 
 MEASUREMENTS = {  # name: the function, and the library's files its values depend on
@@ -32,6 +41,10 @@ MEASUREMENTS = {  # name: the function, and the library's files its values depen
         ["training.py", "losses.py", "recipes.py", "metrics.py", "networks/*.py"],
     ),
     "samplers": (samplers.sampler_study, ["samplers/*.py", "metrics.py"]),
+    "guidance": (
+        guidance.guidance_study,
+        ["guidance.py", "measurements/guidance.py", "samplers/*.py", "metrics.py"],
+    ),
     "bits": (bits.bits, ["likelihood.py", "process.py", "denoiser.py"]),
 }
 

@@ -1,0 +1,146 @@
+"""What guidance buys and what it costs, against its scale: four ways to guide.
+
+Interrupted, the measurement goes on where it was.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checkpoints, metrics
+from ..data import fashion_mnist
+from ..denoiser import Denoiser
+from ..guidance import (
+    Denoise,
+    classifier_free,
+    classifier_guided,
+    given,
+    label_log_prob,
+    within,
+)
+from ..recipes import sampling_times
+from ..samplers import dpmpp_2m_step, sample
+from .shared import Report, device, each_run, unfinished
+
+N, SEEDS, STEPS, BATCH = 1000, 3, 20, 250
+SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+INTERVAL, SHARE = (0.2, 5.0), 0.7  # in sigma / alpha; of the rescaling
+
+Build = Callable[[Denoiser, Tensor, float], Denoise]
+
+
+def free(denoiser: Denoiser, label: Tensor, scale: float) -> Denoise:
+    """Classifier-free guidance at every step."""
+    return classifier_free(denoiser, {"label": label}, scale)
+
+
+def in_interval(denoiser: Denoiser, label: Tensor, scale: float) -> Denoise:
+    """Classifier-free guidance in INTERVAL, the label alone elsewhere."""
+    alone, guided = given(denoiser, {"label": label}), free(denoiser, label, scale)
+    return within(guided, alone, denoiser.schedule, *INTERVAL)
+
+
+def rescaled(denoiser: Denoiser, label: Tensor, scale: float) -> Denoise:
+    """Classifier-free guidance, the deviation brought back by the share SHARE."""
+    return classifier_free(denoiser, {"label": label}, scale, rescale=SHARE)
+
+
+def by_classifier(denoiser: Denoiser, label: Tensor, scale: float) -> Denoise:
+    """The net without a label, guided by the shipped classifier of noisy pictures."""
+    classifier = checkpoints.load("fashion-noisy-classifier", label.device)
+    log_prob = label_log_prob(
+        classifier.requires_grad_(False), denoiser.schedule, label
+    )
+    blind = given(denoiser, denoiser.null({"label": label}))
+    return classifier_guided(blind, denoiser.schedule, log_prob, scale)
+
+
+WAYS: dict[str, Build] = {
+    "classifier-free": free,
+    "interval": in_interval,
+    "rescaled": rescaled,
+    "classifier": by_classifier,
+}
+
+
+def rows() -> dict[str, tuple[Build, float]]:
+    """Return {row: (how to guide, scale)}; ways that are the same at a scale once.
+
+    At scale 1 the first three are the label alone, at scale 0 none sees the label.
+    """
+    found: dict[str, tuple[Build, float]] = {}
+    for scale in SCALES:
+        ways = {1.0: ("classifier-free", "classifier"), 0.0: ("classifier-free",)}
+        for way in ways.get(scale, tuple(WAYS)):
+            found[f"{way}, scale {scale:g}"] = WAYS[way], scale
+    return found
+
+
+@lru_cache(maxsize=1)
+def _real() -> tuple[float, float]:
+    """The features' variance within a class, and a picture's deviation, when real."""
+    pictures, label = (part[:2000] for part in fashion_mnist("test"))
+    spread = variance_within(metrics.features(pictures), label)
+    return spread, float(pictures.flatten(1).std(1).mean())
+
+
+def variance_within(features: Tensor, label: Tensor) -> float:
+    """Return the total variance of features (N, D) within a class, its mean.
+
+    Unbiased at any number of pictures. Raises ValueError for a class with one.
+    """
+    classes = [features[label == k] for k in label.unique()]
+    if min(len(rows) for rows in classes) < 2:
+        raise ValueError("a variance needs two pictures or more of each class")
+    return sum(float(rows.var(0).sum()) for rows in classes) / len(classes)
+
+
+def obedience(pictures: Tensor, label: Tensor) -> dict[str, float]:
+    """Return what guidance changes, of pictures (N, 1, 28, 28) asked for by label.
+
+    accuracy: the share that the scorer names as asked; diversity: features' variance
+    within a class, and contrast: a picture's deviation, both over real pictures';
+    outside: the share of values beyond 1.05.
+    """
+    shown = pictures.float().clamp(-1, 1)
+    spread, deviation = _real()
+    named = metrics.classify(shown).argmax(1)
+    return {
+        "accuracy": float((named == label).double().mean()),
+        "diversity": variance_within(metrics.features(shown), label) / spread,
+        "contrast": float(shown.flatten(1).std(1).mean()) / deviation,
+        "outside": float((pictures.abs() > 1.05).double().mean()),
+    }
+
+
+def guided(build: Build, scale: float, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return n pictures (n, 1, 28, 28), not clipped, and the labels asked for."""
+    denoiser = checkpoints.load("fashion-unet", device())
+    schedule, label = denoiser.schedule, torch.arange(n) % 10
+    noise = schedule.noise((n, 1, 28, 28), torch.Generator().manual_seed(seed))
+    times, parts = sampling_times(schedule, STEPS), []
+    for part in torch.arange(n).split(BATCH):
+        x, wanted = noise[part].to(device()), label[part].to(device())
+        with torch.autocast(device(), torch.bfloat16):
+            denoise = build(denoiser, wanted, scale)
+            x = sample(denoise, schedule, x, times, dpmpp_2m_step)
+        parts.append(x.float().cpu())
+    return torch.cat(parts), label
+
+
+def guidance_study(report: Report) -> Iterator[dict[str, Any]]:
+    """Score N pictures of fashion-unet, each way and scale; yields after every run."""
+    known = rows()
+    before = unfinished("guidance", SEEDS * len(known)) or {"runs": []}
+    found = {"n": N, "seeds": SEEDS, "steps": STEPS, "runs": before["runs"]}
+
+    def one_run(row: str, seed: int) -> dict[str, Any]:
+        build, scale = known[row]
+        pictures, label = guided(build, scale, N, seed)
+        found = obedience(pictures, label)
+        return {"scale": scale, **found, **metrics.scores(pictures.clamp(-1, 1))}
+
+    yield from each_run(found, known, SEEDS, one_run, report)

@@ -171,6 +171,15 @@ def by_their_pixels():
     )
 
 
+def test_a_missing_judge_is_noticed_before_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="no checkpoint 'fashion-attributes'"):
+        RECIPES["fashion-text"].batches(size=4, seed=0)
+    judge = RECIPES["fashion-attributes"].spec
+    checkpoints.save(tmp_path / "fashion-attributes.safetensors", judge.build(), judge)
+    assert callable(RECIPES["fashion-text"].batches(size=4, seed=0))
+
+
 def test_no_caption_is_the_empty_one(small):
     empty = {"text": tokenise(["", ""])}
     free = generate(small, 2, 2, size=(8, 16))

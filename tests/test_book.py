@@ -132,6 +132,11 @@ def test_no_page_is_left_unfinished():
     assert [page for page in PAGES if words.search(BOOK.text(page))] == []
 
 
+def test_the_introduction_leads_to_every_page():
+    links = re.findall(r"\]\(([\w-]+)\.md\)", BOOK.text("intro"))
+    assert set(PAGES) - {"intro"} <= set(links)
+
+
 def test_budgets_are_one_file_of_positive_seconds():
     budgets = yaml.safe_load((BOOK.folder / "budgets.yml").read_text())
     assert all(seconds > 0 for seconds in budgets.values())

@@ -116,18 +116,18 @@ def unipc_step(denoise, schedule, x, t, s, state=None, noise=None, order: int = 
 
 def deis_step(denoise, schedule, x, t, s, state=None, noise=None, order: int = 3):
     """DEIS, tAB in log(sigma / alpha) (Zhang and Chen 2023): a polynomial of eps."""
-    x0, eps, lam = _answers(denoise, schedule, x, t)
-    past = [(lam, eps), *(state or [])][:order]
+    x0, left, sigma, lam = _answers(denoise, schedule, x, t)
+    past = [(lam, sigma, left), *(state or [])][:order]
     h = half_log_snr(schedule, x, s) - lam
     if math.isinf(lam) or math.isinf(h):
         x_s, _, _ = ddim_step(lambda x, t: x0, schedule, x, t, s)
         return x_s, x0, past if math.isfinite(lam) else []
     (alpha_t, _), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
-    nodes = tuple(node - lam for node, _ in past)
+    nodes = tuple(node - lam for node, _, _ in past)
     weights = h * polynomial_weights(h, nodes, -1.0)
     x_s = alpha_s / alpha_t * x
-    for weight, (_, eps) in zip(weights, past, strict=True):
-        x_s.add_(eps, alpha=-sigma_s * weight)
+    for weight, (_, sigma, left) in zip(weights, past, strict=True):
+        x_s.add_(left, alpha=-sigma_s * weight / sigma)
     return x_s, x0, past
 
 
@@ -136,31 +136,30 @@ def plms_step(denoise, schedule, x, t, s, state=None, noise=None):
 
     The weights are those of even steps; DDIM's step then carries x on, which keeps the
     whole at second order. The first step takes a second call, as in the authors' code.
-    state: the last answers eps_hat.
+    state: the last answers, (sigma eps_hat, sigma) each.
     """
-    x0, eps, lam = _answers(denoise, schedule, x, t)
+    x0, *new, lam = _answers(denoise, schedule, x, t)
     if math.isinf(lam):
         return *ddim_step(lambda x, t: x0, schedule, x, t, s)[:2], None
-    past = [eps, *(state or [])][:4]
+    past = [new, *(state or [])][:4]
     if state is None and s > 0:
-        guess = _along(schedule, x, t, s, [eps])
-        ahead = _answers(denoise, schedule, guess, s)[1]
-        return _along(schedule, x, t, s, [eps, ahead], (1, 1)), x0, past
+        guess = _along(schedule, x, t, s, [new])
+        _, *ahead, _ = _answers(denoise, schedule, guess, s)
+        return _along(schedule, x, t, s, [new, ahead], (1, 1)), x0, past
     return _along(schedule, x, t, s, past, ADAMS[len(past) - 1]), x0, past
 
 
 def _answers(denoise, schedule: Schedule, x: Tensor, t):
-    """(x0_hat, eps_hat, half log-SNR) at t."""
+    """(x0_hat, sigma eps_hat, sigma, half log-SNR) at t."""
     x0, (alpha, sigma) = denoise(x, t), schedule.at(t, x)
-    eps = torch.sub(x, x0, alpha=alpha).div_(sigma)
-    return x0, eps, half_log_snr(schedule, x, t)
+    return x0, torch.sub(x, x0, alpha=alpha), sigma, half_log_snr(schedule, x, t)
 
 
-def _along(schedule: Schedule, x: Tensor, t, s, past: list[Tensor], rule=(1,)):
+def _along(schedule: Schedule, x: Tensor, t, s, past: list, rule=(1,)):
     """DDIM's step where alpha_t > 0, with the mean of answers eps, weighted by rule."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
     x_s = alpha_s / alpha_t * x
     total = (sigma_s - alpha_s / alpha_t * sigma_t) / sum(rule)
-    for weight, eps in zip(rule, past, strict=True):
-        x_s.add_(eps, alpha=weight * total)
+    for weight, (left, sigma) in zip(rule, past, strict=True):
+        x_s.add_(left, alpha=weight * total / sigma)
     return x_s

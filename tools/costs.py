@@ -9,6 +9,7 @@ gradient will be asked for (one forward pass, twice that for the backward pass).
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ class Costs:
         size = sum(p.numel() for p in module.parameters())
         if not size:
             return
+        self.close()
         self.outermost = module
         shapes = [tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)]
         self.key = (type(module).__name__, size, str(shapes), torch.is_grad_enabled())
@@ -44,16 +46,24 @@ class Costs:
             self.counter = FlopCounterMode(display=False).__enter__()
 
     def leave(self, module, inputs, output):
-        """End the outermost call and add it up."""
+        """End the outermost call and add it up, unless it failed."""
         if module is not self.outermost:
             return
+        self.outermost = None
+        if sys.exc_info()[0] is not None:
+            return  # PyTorch is going through the hooks that `close` would take away
         if self.counter is not None:
-            self.counter.__exit__(None, None, None)
             self.known[self.key] = self.counter.get_total_flops()
-        self.outermost, self.counter = None, None
+        self.close()
         gradient = isinstance(output, torch.Tensor) and output.requires_grad
         self.calls += 1
         self.flops += self.known[self.key] * (3 if gradient else 1)
+
+    def close(self) -> None:
+        """Measure no longer."""
+        if self.counter is not None:
+            self.counter.__exit__(None, None, None)
+        self.counter = None
 
     def write(self, *_) -> None:
         """Leave the sums where the build looks for them (after each cell)."""

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from . import checkpoints, data, metrics, networks
 from .checkpoints import Spec
@@ -117,6 +116,8 @@ def noisy_classifier_facts(
 
 def damaged(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return pictures, half of them damaged, and the kind of each (FAULTS), (B,)."""
+    from torchvision.transforms.functional import gaussian_blur  # slow to import
+
     kind = torch.arange(len(x), device=x.device) % 10
     kind = torch.where(kind < len(FAULTS), kind, 0)
     x, sigma = x.clone(), 0.3 + 0.9 * torch.rand(1).item()

@@ -1,6 +1,8 @@
 """Imports point down only: the library can be read from the bottom to the top."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,12 @@ def test_public_names_exist_and_are_listed_once():
     names = diffusion_lib.__all__
     assert len(names) == len(set(names))
     assert [n for n in names if not hasattr(diffusion_lib, n)] == []
+
+
+def test_importing_the_library_spares_what_takes_seconds():
+    """Every page begins with this import; torchvision alone would double its time."""
+    code = "import diffusion_lib, sys; print('torch' in sys.modules, *sys.modules)"
+    run = [sys.executable, "-c", code]
+    words = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    there, *modules = words.split()
+    assert there == "True" and "torchvision" not in modules

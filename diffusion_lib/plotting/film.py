@@ -5,8 +5,6 @@ from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 
 FORMATS = (".gif", ".webp", ".png")
 
@@ -39,6 +37,10 @@ def save_film(
 
 
 def _picture(frame: Tensor, columns: int, scale: int) -> Image.Image:
+    # here, for torchvision takes seconds to import
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
     tiles = (frame.detach().float().cpu().clamp(-1, 1) + 1) / 2
     sheet = to_pil_image(make_grid(tiles, nrow=columns, padding=1, pad_value=1.0))
     return sheet.resize((scale * sheet.width, scale * sheet.height), Image.NEAREST)

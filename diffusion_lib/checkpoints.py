@@ -1,6 +1,7 @@
 """Trained networks as files: a Spec, the weights, and facts. Nothing is unpickled."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -80,6 +81,25 @@ def save(
     partial = path.with_suffix(".partial")
     save_file(weights, partial, metadata=header)
     os.replace(partial, path)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return a hash of a module's weights, as its checkpoint would hold them.
+
+    Equal before save and after load.
+    """
+    found = hashlib.sha256()
+    net = getattr(module, "net", module)
+    for name, value in sorted(net.state_dict().items()):
+        half = value.half() if value.is_floating_point() else value
+        found.update(name.encode() + half.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def expect(module: nn.Module, told: str, why: str) -> None:
+    """Raise ValueError, saying why, unless module has the fingerprint told."""
+    if fingerprint(module) != told:
+        raise ValueError(f"{why}, whose weights were others: use those, or train anew")
 
 
 def available() -> list[str]:

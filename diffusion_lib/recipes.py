@@ -38,6 +38,7 @@ class Recipe:
     note: str = ""
     facts: Callable[[nn.Module, Tensor], dict[str, Any]] | None = None
     batches: Callable[..., Callable[[int], Any]] | None = None  # of size, seed
+    make: Callable[[], nn.Module] | None = None  # what to begin with, if not fresh
 
 
 def label_loss(
@@ -246,7 +247,8 @@ def run_recipe(
     x, label = data.fashion_mnist("train")
     settings = {"seed": 0, **recipe.settings, **changes}
     torch.manual_seed(settings["seed"])
-    module = recipe.spec.build() if start is None else checkpoints.load(start)
+    fresh = recipe.make or recipe.spec.build
+    module = fresh() if start is None else checkpoints.load(start)
     make = recipe.batches or partial(shuffled, x, label)
     batches = make(size=recipe.batch, seed=settings["seed"])
     steps = recipe.steps if steps is None else steps

@@ -10,6 +10,7 @@ from .blocks import (
     TimeEmbedding,
 )
 from .classifier import Classifier
+from .control import Control, Controlled
 from .mlp import MLP
 from .noisy_classifier import NoisyClassifier
 from .text import CLIP, TextEncoder
@@ -24,6 +25,8 @@ __all__ = [
     "VAE",
     "Attention",
     "Classifier",
+    "Control",
+    "Controlled",
     "ConvNeXtBlock",
     "CrossAttention",
     "LinearAttention",

@@ -67,19 +67,31 @@ class UNet(Conditioned):
         self.enter = nn.Conv2d(stem, widths[0], 4, stride=2, padding=1)
         self.down = nn.ModuleList(_Down(parts, i) for i in levels(widths))
         self.up = nn.ModuleList(_Up(parts, i) for i in reversed(levels(widths)))
+        self.skip_widths = [stem, *(w for w in widths for _ in range(blocks))]
         self.leave = nn.Conv2d(widths[0], (4 if skips else 8) * stem, 1)
         self.norm = nn.GroupNorm(8, 2 * stem)
         self.out = zero_(nn.Conv2d(2 * stem, channels, 3, padding=1))
 
     def forward(self, x: Tensor, u: Tensor, cond: Cond | None = None) -> Tensor:
         """Return the net's output at x; a label or text not given is the null."""
+        return self.decode(*self.encode(x, u, cond))
+
+    def encode(self, x: Tensor, u: Tensor, cond: Cond | None = None) -> tuple:
+        """Return all skips, highest resolution first, and what the blocks are told.
+
+        The skips have self.skip_widths channels; the lowest is what goes on.
+        """
         self.check(x, "fewer multipliers")
         e, told = F.silu(self.embedding(u, cond)), self.read(u, cond)
-        full = self.stem(x)
-        h, skips = self.enter(full), []
+        skips = [self.stem(x)]
+        h = self.enter(skips[0])
         for level in self.down:
             h = level(h, e, skips, *told)
-        skips.pop()  # the lowest skip is h itself
+        return skips, e, told
+
+    def decode(self, skips: list[Tensor], e: Tensor, told: tuple) -> Tensor:
+        """Return the net's output from what encode returns, (B, C, H, W)."""
+        full, *skips, h = skips
         for level in self.up:
             h = level(h, e, skips, *told)
         h = F.pixel_shuffle(self.leave(h), 2)

@@ -9,6 +9,7 @@ from .analytic import GaussianMixture, empirical_denoiser, linear_moments
 from .captions import caption_pictures, true_of
 from .cascade import generate_by_cascade, upsample
 from .checkpoints import Spec, available, facts, load, save
+from .control import agreement, controlled, edges, load_controlled
 from .convert import convert_point, convert_time, on_schedule
 from .data import CLASSES, fashion_mnist, image_folder
 from .denoiser import PREDICTIONS, Denoiser
@@ -108,6 +109,7 @@ __all__ = [
     "UNet",
     "VOCABULARY",
     "VPSchedule",
+    "agreement",
     "attention_maps",
     "available",
     "bits_per_dim",
@@ -120,6 +122,7 @@ __all__ = [
     "clip_x0",
     "constant_schedule",
     "contrastive_loss",
+    "controlled",
     "convert_point",
     "convert_time",
     "corrected",
@@ -137,6 +140,7 @@ __all__ = [
     "dpmpp_3m_step",
     "dropped",
     "dynamic_threshold",
+    "edges",
     "edited",
     "elbo",
     "empirical_denoiser",
@@ -160,6 +164,7 @@ __all__ = [
     "linear_moments",
     "linear_schedule",
     "load",
+    "load_controlled",
     "log_snr_normal",
     "log_snr_times",
     "metrics",

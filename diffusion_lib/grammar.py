@@ -81,7 +81,12 @@ def _phrase(garment: Garment, rng: random.Random, many: bool = False) -> str:
             words.append(rng.choice(table[look]))
     words.append(rng.choice(NOUNS[label])[many])
     phrase = " ".join(words)
-    return phrase if many else f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+    return phrase if many else with_article(phrase)
+
+
+def with_article(phrase: str) -> str:
+    """Return a phrase with its article: "a bag", "an ankle boot"."""
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def tables(label: int) -> tuple[list, list]:

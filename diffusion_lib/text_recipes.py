@@ -18,7 +18,7 @@ from .captions import (
 from .checkpoints import Spec
 from .data import fashion_mnist
 from .denoiser import Denoiser
-from .grammar import NOUNS
+from .grammar import NOUNS, with_article
 from .losses import denoising_loss, dropped
 from .networks import CLIP, Classifier
 from .recipes import RECIPES, Recipe, focused_times, generate
@@ -124,7 +124,8 @@ def clip_facts(clip: CLIP, x: Tensor) -> dict[str, Any]:
     best = [texts[j] for j in logits.argmax(1)]
     test, label = (part[:2000] for part in fashion_mnist("test"))
     alone = torch.cat([test, torch.full_like(test, -1.0)], dim=3)
-    guess = _logits(clip, alone, [f"a {nouns[0][0]}" for nouns in NOUNS]).argmax(1)
+    prompts = [with_article(nouns[0][0]) for nouns in NOUNS]
+    guess = _logits(clip, alone, prompts).argmax(1)
     return {
         "retrieval": {
             f"{name} at {k}": retrieved(table, right, k)

@@ -22,7 +22,7 @@ from diffusion_lib.captions import (
     true_of,
 )
 from diffusion_lib.data import CLASSES, fashion_mnist
-from diffusion_lib.grammar import NOUNS, TEMPLATES, describe, meaning
+from diffusion_lib.grammar import NOUNS, TEMPLATES, describe, meaning, with_article
 from diffusion_lib.tokens import LENGTH, VOCABULARY, detokenise, tokenise
 
 
@@ -73,6 +73,11 @@ def test_what_is_written_is_read_back_and_fits_its_scene():
 )
 def test_captions_mean_what_they_say(caption, expected):
     assert meaning(caption) == expected
+
+
+def test_articles_are_those_of_english():
+    said = {with_article(nouns[0][0]) for nouns in NOUNS}
+    assert {"an ankle boot", "a bag", "a pair of trousers"} < said
 
 
 def test_false_captions_are_found_out():

@@ -14,6 +14,7 @@ from . import (
     ablation,
     architecture,
     bits,
+    compositions,
     guidance,
     memorisation,
     quality,
@@ -44,6 +45,17 @@ MEASUREMENTS = {  # name: the function, and the library's files its values depen
     "guidance": (
         guidance.guidance_study,
         ["guidance.py", "measurements/guidance.py", "samplers/*.py", "metrics.py"],
+    ),
+    "compositions": (
+        compositions.compositions,
+        [
+            "captions.py",
+            "grammar.py",
+            "tokens.py",
+            "text_recipes.py",
+            "measurements/compositions.py",
+            "samplers/*.py",
+        ],
     ),
     "bits": (bits.bits, ["likelihood.py", "process.py", "denoiser.py"]),
 }

@@ -45,10 +45,11 @@ def each_run(
     seeds: int,
     one_run: Callable[[str, int], dict[str, Any]],
     report: Report,
+    shown: str = "frechet",
 ) -> Iterator[dict[str, Any]]:
     """Make the runs that found["runs"] lacks, seed by seed; yield found after each.
 
-    one_run(row, seed) -> its scores, "frechet" among them.
+    one_run(row, seed) -> its scores, among them the one to be shown.
     """
     done = {(run["row"], run["seed"]) for run in found["runs"]}
     for seed in range(seeds):
@@ -56,7 +57,7 @@ def each_run(
             if (row, seed) not in done:
                 run = {"row": row, "seed": seed, **one_run(row, seed)}
                 found["runs"].append(run)
-                report(f"{row}, seed {seed}: Frechet {run['frechet']:.2f}")
+                report(f"{row}, seed {seed}: {shown} {run[shown]:.2f}")
                 yield found
 
 

@@ -114,7 +114,7 @@ RECIPES["fashion-control"] = Recipe(
     Spec("Control", {"unet": {"classes": 10}}),
     control_loss,
     batch=128,
-    steps=1800,
+    steps=1600,
     settings={"precision": "bf16", "ema": 0.995, "rate": 1e-3},
     note="edges for fashion-unet, which stays as it is; half of the labels dropped",
     facts=control_facts,

@@ -34,6 +34,7 @@ from .inverse import (
     projected,
     replaced,
 )
+from .latent import autoencoder_loss, fit_scale, in_latents
 from .ledger import check, glue, verify
 from .likelihood import (
     bits_per_dim,
@@ -46,7 +47,16 @@ from .likelihood import (
     step_nats,
 )
 from .losses import denoising_loss, dropped, log_snr_normal, min_snr, snr
-from .networks import CLIP, MLP, Classifier, TextEncoder, Transformer, UNet
+from .networks import (
+    CLIP,
+    MLP,
+    Autoencoder,
+    Classifier,
+    FromDiffusers,
+    TextEncoder,
+    Transformer,
+    UNet,
+)
 from .networks.blocks import attention_maps
 from .plotting import style
 from .process import (
@@ -91,6 +101,7 @@ from .tokens import VOCABULARY, detokenise, tokenise
 from .training import Run, shuffled, train
 
 __all__ = [
+    "Autoencoder",
     "CLASSES",
     "CLIP",
     "MLP",
@@ -101,6 +112,7 @@ __all__ = [
     "EDMSchedule",
     "FlowSchedule",
     "Frame",
+    "FromDiffusers",
     "GaussianMixture",
     "Run",
     "Spec",
@@ -111,6 +123,7 @@ __all__ = [
     "VPSchedule",
     "agreement",
     "attention_maps",
+    "autoencoder_loss",
     "available",
     "bits_per_dim",
     "caption_pictures",
@@ -149,12 +162,14 @@ __all__ = [
     "extrapolated",
     "facts",
     "fashion_mnist",
+    "fit_scale",
     "gaussian_fit",
     "generate_by_cascade",
     "given",
     "glue",
     "heun_step",
     "image_folder",
+    "in_latents",
     "inpaint",
     "interpolated_variance",
     "karras_times",

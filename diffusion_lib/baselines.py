@@ -20,9 +20,17 @@ def vae_loss(vae: VAE, batch: tuple[Tensor, ...]) -> Tensor:
     x_hat, mean, log_std = vae(x)
     error = (x - x_hat).float().square().flatten(1).mean(1)
     variance = error.mean().detach()
-    kl = 0.5 * (mean**2 + (2 * log_std).exp() - 1 - 2 * log_std).float().sum(1)
     nats = 0.5 * (error / variance + math.log(2 * math.pi) + variance.log())
-    return nats + kl / x[0].numel()
+    return nats + kl_to_normal(mean, log_std) / x[0].numel()
+
+
+def kl_to_normal(mean: Tensor, log_std: Tensor) -> Tensor:
+    """Return KL(N(mean, exp(log_std)^2) || N(0, I)) of each example, in nats, (B,).
+
+    mean, log_std: (B, ...), of independent numbers. Kingma and Welling (2014), app. B.
+    """
+    mean, log_std = mean.float().flatten(1), log_std.float().flatten(1)
+    return 0.5 * (mean**2 + (2 * log_std).exp() - 1 - 2 * log_std).sum(1)
 
 
 def gan_loss(gan: GAN, batch: tuple[Tensor, ...], penalty: float = 0.1) -> Tensor:

@@ -24,8 +24,9 @@ FOREIGN = "not written by diffusion_lib.checkpoints.save, or by another version"
 class Spec:
     """How to build a module: a network by name, and for a denoiser its schedule.
 
-    Without a schedule, build() gives the bare network. Raises ValueError for unknown
-    names or options that the network does not take.
+    Without a schedule, build() gives the bare network. decoder: the checkpoint of the
+    autoencoder in whose latents the denoiser works, or None for pixels. Raises
+    ValueError for unknown names or options that the network does not take.
     """
 
     net: str
@@ -34,6 +35,7 @@ class Spec:
     schedule_options: dict[str, Any] = field(default_factory=dict)
     prediction: str = "v"
     data_std: float = 1.0
+    decoder: str | None = None
 
     def build(self) -> nn.Module:
         """Return the module with fresh weights."""
@@ -42,7 +44,8 @@ class Spec:
             return net
         names = [n for n in vars(schedules) if n.endswith(("_schedule", "Schedule"))]
         schedule = _make(schedules, names, self.schedule, self.schedule_options)
-        return Denoiser(net, schedule, self.prediction, self.data_std)
+        decoder = self.decoder and load(self.decoder).requires_grad_(False)
+        return Denoiser(net, schedule, self.prediction, self.data_std, decoder)
 
 
 def _make(module: Any, names: list[str], name: str, options: dict[str, Any]) -> Any:

@@ -32,6 +32,8 @@ class Denoiser(nn.Module):
     net: net(x (B, ...), u (B,), cond) -> (B, ...), fed x at unit variance.
     prediction: "x0", "eps", "v", "flow" or "edm": what the net's output stands for.
     data_std: deviation of the data; used by "edm" alone.
+    decoder: what turns the x_0 of this denoiser into pictures (an Autoencoder), or None
+    where they are pictures already. Samplers never see it.
     Raises ValueError for "eps" on a schedule that ends without signal (alpha < 1e-3).
     """
 
@@ -41,6 +43,7 @@ class Denoiser(nn.Module):
         schedule: Schedule,
         prediction: str = "v",
         data_std: float = 1.0,
+        decoder: nn.Module | None = None,
     ):
         super().__init__()
         if prediction not in PREDICTIONS:
@@ -56,6 +59,7 @@ class Denoiser(nn.Module):
             )
         self.net, self.schedule = net, schedule
         self.prediction, self.data_std = prediction, data_std
+        self.decoder = decoder
 
     def coefficients(self, t: Tensor | float, x: Tensor) -> tuple:
         """Return (alpha, sigma, a, b), broadcast to x: the output is a x_0 + b eps."""

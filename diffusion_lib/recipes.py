@@ -167,14 +167,17 @@ def generate(
     """Return n pictures, by DPM-Solver++(2M) in `calls` steps, (n, C, H, W).
 
     label: (n,) int64, or None for unlabelled pictures; cond: any other condition, each
-    tensor (n, ...); size: the side, or (H, W); scale: of classifier-free guidance, 1
-    for none, else each step takes two calls. step and times replace sampler and grid.
+    tensor (n, ...); size: the side, or (H, W), of pictures; latents are decoded at the
+    end; scale: of classifier-free guidance, 1 for none, else each step takes two calls.
+    step and times replace sampler and grid.
     The same seed gives the same noise whatever the net. Values are not clipped.
     """
     schedule, device = denoiser.schedule, next(denoiser.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     sides = (size, size) if isinstance(size, int) else size
-    noise = schedule.noise((n, denoiser.net.channels, *sides), generator)
+    factor = 1 if denoiser.decoder is None else denoiser.decoder.factor
+    shape = (n, denoiser.net.channels, *(side // factor for side in sides))
+    noise = schedule.noise(shape, generator)
     told = (cond or {}) if label is None else {**(cond or {}), "label": label}
     times = sampling_times(schedule, calls) if times is None else times
     pictures = []
@@ -183,9 +186,15 @@ def generate(
         denoise = given(denoiser, part or None)
         if scale != 1:
             denoise = classifier_free(denoiser, part, scale)
-        x = noise[rows].to(device)
-        pictures.append(sample(denoise, schedule, x, times, step, generator).cpu())
+        x = sample(denoise, schedule, noise[rows].to(device), times, step, generator)
+        pictures.append(decoded(denoiser, x).cpu())
     return torch.cat(pictures)
+
+
+@torch.no_grad()
+def decoded(denoiser: Denoiser, x0: Tensor) -> Tensor:
+    """Return the pictures of what a sampler made, (B, C, H, W): x0 or its decoding."""
+    return x0 if denoiser.decoder is None else denoiser.decoder.decode(x0)
 
 
 def sampling_times(schedule: Schedule, calls: int) -> Tensor:

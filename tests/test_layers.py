@@ -18,7 +18,7 @@ LAYERS = [
     "checkpoints",
     "metrics diagnostics",
     "training distillation lora",
-    "recipes cascade control text_recipes",
+    "recipes cascade control text_recipes latent",
     "measurements",
     "__main__",
 ]

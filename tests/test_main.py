@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torch.testing import assert_close
 
-from diffusion_lib import facts, load
+from diffusion_lib import Spec, facts, load
 from diffusion_lib.__main__ import main
 
 PHOTO = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
@@ -58,7 +58,7 @@ def test_training_goes_on_from_a_checkpoint_of_another_make(folder, tmp_path, ca
     grey = ["--channels", "1", "--start", "fashion-unet"]
     assert main([*arguments(folder, tmp_path, 1), *grey]) == 0
     path = tmp_path / "model.safetensors"
-    assert facts(path)["spec"] == facts("fashion-unet")["spec"]
+    assert Spec(**facts(path)["spec"]) == Spec(**facts("fashion-unet")["spec"])
     assert load(path).net.classes == 10
     assert main([*arguments(folder, tmp_path / "rgb", 1), *grey[2:]]) == 2
     assert "give --channels 1" in capsys.readouterr().err

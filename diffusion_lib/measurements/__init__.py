@@ -13,6 +13,7 @@ from ..ledger import code_hash, result, results_folder
 from . import (
     ablation,
     architecture,
+    autoencoder,
     bits,
     compositions,
     guidance,
@@ -55,6 +56,17 @@ MEASUREMENTS = {  # name: the function, and the library's files its values depen
             "text_recipes.py",
             "measurements/compositions.py",
             "samplers/*.py",
+        ],
+    ),
+    "autoencoder": (
+        autoencoder.autoencoder_study,
+        [
+            "latent.py",
+            "baselines.py",
+            "measurements/autoencoder.py",
+            "networks/*.py",
+            "samplers/*.py",
+            "metrics.py",
         ],
     ),
     "bits": (bits.bits, ["likelihood.py", "process.py", "denoiser.py"]),

@@ -1,5 +1,6 @@
 """The networks: U-Net, transformer, multilayer perceptron, ... and their blocks."""
 
+from .autoencoder import Autoencoder
 from .baselines import GAN, VAE
 from .blocks import (
     Attention,
@@ -11,6 +12,7 @@ from .blocks import (
 )
 from .classifier import Classifier
 from .control import Control, Controlled
+from .foreign import FromDiffusers
 from .mlp import MLP
 from .noisy_classifier import NoisyClassifier
 from .text import CLIP, TextEncoder
@@ -24,11 +26,13 @@ __all__ = [
     "MLP",
     "VAE",
     "Attention",
+    "Autoencoder",
     "Classifier",
     "Control",
     "Controlled",
     "ConvNeXtBlock",
     "CrossAttention",
+    "FromDiffusers",
     "LinearAttention",
     "NoisyClassifier",
     "ResBlock",

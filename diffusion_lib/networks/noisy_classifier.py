@@ -33,6 +33,11 @@ class NoisyClassifier(nn.Module):
                 f"expected pictures (B, {self.channels}, H, W) and times (B,), got "
                 f"{tuple(x.shape)} and {tuple(u.shape)}"
             )
-        e = F.silu(self.time(u))
-        h = self.second(self.shrink(self.first(self.enter(x), e)), e)
+        h = self.maps(x, u)[-1]
         return self.head(F.silu(self.norm(h)).mean((2, 3)))
+
+    def maps(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features at half and at a quarter of the resolution."""
+        e = F.silu(self.time(u))
+        half = self.first(self.enter(x), e)
+        return half, self.second(self.shrink(half), e)

@@ -31,9 +31,10 @@ class UNet(Conditioned):
     labels, or None; one more, the null label, stands for "not said". block: the name of
     the blocks' class; attention: "full", "linear" or "none"; skips=False cuts every
     connection that passes the lowest level by; time: kind of TimeEmbedding; text:
-    options of a TextEncoder, whose words every level reads by cross-attention, or None.
-    Raises ValueError for sides that 2^levels does not divide, labels or tokens out of
-    range, or unknown names.
+    options of a TextEncoder, whose words every level reads by cross-attention, or None;
+    stride: 1 leaves the first level at full resolution, for latents of few places.
+    Raises ValueError for sides that stride 2^(levels - 1) does not divide, labels or
+    tokens out of range, or unknown names.
     """
 
     def __init__(
@@ -50,25 +51,28 @@ class UNet(Conditioned):
         skips: bool = True,
         time: str = "sinusoidal",
         text: dict[str, Any] | None = None,
+        stride: int = 2,
     ):
-        if width % 8 or stem % 4 or blocks < 1 or not multipliers:
+        if width % 8 or stem % 4 or blocks < 1 or not multipliers or stride < 1:
             raise ValueError("width must be a multiple of 8, stem of 4; blocks >= 1")
         if block not in BLOCKS or attention not in ATTENTION:
             raise ValueError(
                 f"no block {block!r} or no attention {attention!r}: there are "
                 f"{list(BLOCKS)} and {list(ATTENTION)}"
             )
-        super().__init__(channels, 2 ** len(multipliers), dim, classes, time, text)
+        factor = stride * 2 ** (len(multipliers) - 1)
+        super().__init__(channels, factor, dim, classes, time, text)
         widths = [width * m for m in multipliers]
-        self.skips, read = skips, self.text.width if self.text else None
+        self.stride, self.skips = stride, skips
+        read = self.text.width if self.text else None
         kinds = BLOCKS[block], ATTENTION[attention]
         parts = _Parts(widths, blocks, dim, *kinds, skips, read)
         self.stem = nn.Conv2d(channels, stem, 3, padding=1)
-        self.enter = nn.Conv2d(stem, widths[0], 4, stride=2, padding=1)
+        self.enter = nn.Conv2d(stem, widths[0], 2 + stride, stride, padding=1)
         self.down = nn.ModuleList(_Down(parts, i) for i in levels(widths))
         self.up = nn.ModuleList(_Up(parts, i) for i in reversed(levels(widths)))
         self.skip_widths = [stem, *(w for w in widths for _ in range(blocks))]
-        self.leave = nn.Conv2d(widths[0], (4 if skips else 8) * stem, 1)
+        self.leave = nn.Conv2d(widths[0], stride**2 * (2 - skips) * stem, 1)
         self.norm = nn.GroupNorm(8, 2 * stem)
         self.out = zero_(nn.Conv2d(2 * stem, channels, 3, padding=1))
 
@@ -94,7 +98,7 @@ class UNet(Conditioned):
         full, *skips, h = skips
         for level in self.up:
             h = level(h, e, skips, *told)
-        h = F.pixel_shuffle(self.leave(h), 2)
+        h = F.pixel_shuffle(self.leave(h), self.stride)
         if self.skips:
             h = torch.cat([h, full], dim=1)
         return self.out(F.silu(self.norm(h)))

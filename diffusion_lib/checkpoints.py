@@ -79,6 +79,7 @@ def save(
     header = {
         "spec": json.dumps(dataclasses.asdict(spec), sort_keys=True),
         "facts": json.dumps(facts or {}, sort_keys=True),
+        "decoder": fingerprint(module.decoder) if spec.decoder else "",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -113,7 +114,8 @@ def available() -> list[str]:
 def load(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """Return the module of a shipped name or a file, in float32 and eval mode.
 
-    Raises ValueError for an unknown name, a damaged file, or one not written by save.
+    Raises ValueError for an unknown name, a damaged file, or one not written by save;
+    for latents, also if the decoder's weights have changed since.
     """
     path, header = _open(name)
     try:
@@ -121,6 +123,8 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     except (TypeError, json.JSONDecodeError):
         raise ValueError(f"{path} was {FOREIGN}") from None
     module = spec.build()
+    if spec.decoder:
+        expect(module.decoder, header["decoder"], f"{path} decodes by {spec.decoder}")
     net = module.net if spec.schedule is not None else module
     with safe_open(path, "pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -180,6 +180,14 @@ def test_a_missing_decoder_is_named_before_anything_is_trained():
         spec.build()
 
 
+def test_another_decoder_in_its_place_is_refused(decoder):
+    path = written(decoder)
+    load(path)
+    save(decoder, VAE.build(), VAE)
+    with pytest.raises(ValueError, match="whose weights were others"):
+        load(path)
+
+
 def test_the_u_net_works_at_full_resolution_too():
     """With stride 1 any side fits, and both sides' last rows count."""
     net = UNet(**TINY)

@@ -13,6 +13,13 @@ from .control import agreement, controlled, edges, load_controlled
 from .convert import convert_point, convert_time, on_schedule
 from .data import CLASSES, fashion_mnist, image_folder
 from .denoiser import PREDICTIONS, Denoiser
+from .distillation import (
+    few_step_times,
+    generate_in_few,
+    path_points,
+    paths,
+    straightness,
+)
 from .grids import karras_times, log_snr_times, quadratic_times, uniform_times
 from .guidance import (
     classifier_free,
@@ -70,6 +77,7 @@ from .process import (
 from .samplers import (
     Frame,
     churned,
+    consistency_step,
     corrected,
     ddim_step,
     ddpm_step,
@@ -133,6 +141,7 @@ __all__ = [
     "classifier_free",
     "classifier_guided",
     "clip_x0",
+    "consistency_step",
     "constant_schedule",
     "contrastive_loss",
     "controlled",
@@ -162,9 +171,11 @@ __all__ = [
     "extrapolated",
     "facts",
     "fashion_mnist",
+    "few_step_times",
     "fit_scale",
     "gaussian_fit",
     "generate_by_cascade",
+    "generate_in_few",
     "given",
     "glue",
     "heun_step",
@@ -190,6 +201,8 @@ __all__ = [
     "on_schedule",
     "optimal_variance",
     "particle_step",
+    "path_points",
+    "paths",
     "plotting",
     "plms_step",
     "posterior_guided",
@@ -209,6 +222,7 @@ __all__ = [
     "sigmoid_schedule",
     "snr",
     "step_nats",
+    "straightness",
     "style",
     "tokenise",
     "train",

@@ -38,6 +38,7 @@ class Recipe:
     note: str = ""
     facts: Callable[[nn.Module, Tensor], dict[str, Any]] | None = None
     batches: Callable[..., Callable[[int], Any]] | None = None  # of size, seed
+    start: str | None = None  # a checkpoint to begin from
     make: Callable[[], nn.Module] | None = None  # what to begin with, if not fresh
 
 
@@ -249,10 +250,11 @@ def run_recipe(
 ) -> Path:
     """Train a named recipe and return the checkpoint written, folder/NAME.safetensors.
 
-    steps and changes replace the recipe's own; start: a checkpoint to begin from. An
+    steps, start (a checkpoint to begin from) and changes replace the recipe's own. An
     interrupted run goes on from folder. Raises ValueError for an unknown name.
     """
     recipe = named(name)
+    start = recipe.start if start is None else start
     x, label = data.fashion_mnist("train")
     settings = {"seed": 0, **recipe.settings, **changes}
     torch.manual_seed(settings["seed"])

@@ -17,8 +17,8 @@ LAYERS = [
     "losses samplers guidance inverse likelihood convert baselines",
     "checkpoints",
     "metrics diagnostics",
-    "training distillation lora",
-    "recipes cascade control text_recipes latent",
+    "training lora",
+    "recipes cascade control text_recipes distillation latent",
     "measurements",
     "__main__",
 ]

@@ -8,7 +8,7 @@ loop's generator and is not called by deterministic steps.
 from .loop import Denoise, Frame, Noise, checked_times, noise_like, sample, trajectory
 from .multistep import deis_step, dpmpp_2m_step, dpmpp_3m_step, plms_step, unipc_step
 from .ode import dpm_solver_2_step, euler_step, heun_step
-from .posterior import ddim_step, ddpm_step
+from .posterior import consistency_step, ddim_step, ddpm_step
 from .stochastic import churned, corrected, reverse_sde_step
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Noise",
     "checked_times",
     "churned",
+    "consistency_step",
     "corrected",
     "ddim_step",
     "ddpm_step",

@@ -1,4 +1,4 @@
-"""Steps that draw from q(x_s | x_t, x_0) with x0_hat in the place of x_0."""
+"""Steps that draw from q(x_s | x_t, x_0), or q(x_s | x_0), with x0_hat for x_0."""
 
 from ..process import Variance, posterior_coefficients, reverse_variance
 
@@ -12,6 +12,16 @@ def ddim_step(denoise, schedule, x, t, s, state=None, noise=None, eta: float = 0
     a, b, std = posterior_coefficients(schedule, x, t, s, eta)
     x_s = (a * x).add_(x0, alpha=b)
     return (x_s + std * noise() if std > 0 else x_s), x0, state
+
+
+def consistency_step(denoise, schedule, x, t, s, state=None, noise=None):
+    """Go to the end and come back: x_s = alpha_s x0_hat + sigma_s z, with fresh z.
+
+    Multistep consistency sampling (Song et al. 2023, Algorithm 1), for a student that
+    answers with the end of a path. It forgets x_t, so a mean will not do.
+    """
+    x0, (alpha, sigma) = denoise(x, t), schedule.at(s, x)
+    return (alpha * x0 + sigma * noise() if s > 0 else x0), x0, state
 
 
 def ddpm_step(

@@ -9,6 +9,7 @@ import torch
 
 from . import checkpoints, data, measurements, metrics, recipes
 from .checkpoints import Spec
+from .distillation import student_settings
 from .tokens import tokenise
 from .training import shuffled, train
 
@@ -186,6 +187,7 @@ def sample_command(options: argparse.Namespace) -> None:
         scale=options.scale,
         cond=_asked(options, denoiser),
         size=checkpoints.facts(options.name).get("size", 28),
+        **_how(options, denoiser),
     )
     _save_grid(pictures, options.out)
 
@@ -200,6 +202,13 @@ def _asked(options: argparse.Namespace, denoiser) -> dict[str, torch.Tensor]:
             raise ValueError(f"{options.name} reads no text: leave --prompt out")
         cond["text"] = tokenise([options.prompt] * options.n)
     return cond
+
+
+def _how(options: argparse.Namespace, denoiser) -> dict:
+    """A student's own step and times; the usual ones for all else."""
+    if not checkpoints.facts(options.name).get("student"):
+        return {}
+    return student_settings(denoiser.schedule, options.calls)
 
 
 def _save_grid(pictures: torch.Tensor, path: Path) -> None:
@@ -231,7 +240,12 @@ def score(options: argparse.Namespace) -> None:
         if denoiser.net.classes is None:
             label = None
         pictures = recipes.generate(
-            denoiser, options.n, options.calls, label, options.seed
+            denoiser,
+            options.n,
+            options.calls,
+            label,
+            options.seed,
+            **_how(options, denoiser),
         )
     for name, value in metrics.scores(pictures).items():
         print(f"{name:20s} {value:.5g}")

@@ -140,8 +140,13 @@ def generate_in_few(
 
     label: (n,) int64, or None. From the noise that `recipes.generate` starts from.
     """
-    times = few_step_times(denoiser.schedule, calls)
-    return generate(denoiser, n, calls, label, seed, step=consistency_step, times=times)
+    how = student_settings(denoiser.schedule, calls)
+    return generate(denoiser, n, calls, label, seed, **how)
+
+
+def student_settings(schedule: Schedule, calls: int) -> dict[str, Any]:
+    """Return the step and times by which `recipes.generate` samples a student."""
+    return {"step": consistency_step, "times": few_step_times(schedule, calls)}
 
 
 def few_step_facts(denoiser: Denoiser, x: Tensor) -> dict[str, Any]:
@@ -155,6 +160,7 @@ def few_step_facts(denoiser: Denoiser, x: Tensor) -> dict[str, Any]:
         return {str(n): metrics.scores(draw(model, 2000, n, label)) for n in counts}
 
     return {
+        "student": True,
         "scores": scored(generate_in_few, denoiser, (1, 2, 4)),
         "teacher": scored(generate, teacher, (1, 2, 4, CALLS)),
     }

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffusion_lib import checkpoints, distillation
+from diffusion_lib import checkpoints, distillation, recipes
+from diffusion_lib.__main__ import main
 from diffusion_lib.analytic import GaussianMixture, linear_moments
 from diffusion_lib.checkpoints import Spec, facts
 from diffusion_lib.denoiser import Denoiser
@@ -218,3 +219,20 @@ def test_a_consistency_step_keeps_nothing_of_the_noise_it_came_with():
     torch.testing.assert_close(
         end, ddim_step(lambda x, t: 0 * x + 2, schedule, x, 1.0, 0.0)[0]
     )
+
+
+@pytest.mark.parametrize("told", [{}, {"student": True}])
+def test_the_command_line_samples_a_student_as_one(told, tmp_path, monkeypatch):
+    heard = {}
+
+    def generate(denoiser, n, calls, **how):
+        heard.update(how)
+        return torch.zeros(n, 1, 28, 28)
+
+    monkeypatch.setattr(recipes, "generate", generate)
+    path = tmp_path / "net.safetensors"
+    checkpoints.save(path, TINY.build(), TINY, told)
+    options = ["--n", "1", "--calls", "2", "--out", str(tmp_path / "x.png")]
+    assert main(["sample", str(path), *options]) == 0
+    assert heard.get("step") is (consistency_step if told else None)
+    assert len(heard.get("times", [])) == (3 if told else 0)

@@ -171,7 +171,7 @@ RECIPES |= {
         Spec("UNet", {"classes": 10}, "cosine_schedule", {"T": 1000}, "v"),
         few_step_loss,
         batch=128,
-        steps=4500,
+        steps=3500,
         settings={"precision": "bf16", "ema": 0.998, "rate": 1e-3},
         note="fashion-unet distilled to 1, 2 and 4 calls: where do its paths end?",
         facts=few_step_facts,

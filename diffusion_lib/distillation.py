@@ -8,7 +8,7 @@ consistency function (Song et al. 2023).
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -176,6 +176,6 @@ RECIPES |= {
         note="fashion-unet distilled to 1, 2 and 4 calls: where do its paths end?",
         facts=few_step_facts,
         batches=taught,
-        start=TEACHER,
+        make=partial(checkpoints.load, TEACHER),
     ),
 }

@@ -38,7 +38,6 @@ class Recipe:
     note: str = ""
     facts: Callable[[nn.Module, Tensor], dict[str, Any]] | None = None
     batches: Callable[..., Callable[[int], Any]] | None = None  # of size, seed
-    start: str | None = None  # a checkpoint to begin from
     make: Callable[[], nn.Module] | None = None  # what to begin with, if not fresh
 
 
@@ -254,14 +253,13 @@ def run_recipe(
     interrupted run goes on from folder. Raises ValueError for an unknown name.
     """
     recipe = named(name)
-    start = recipe.start if start is None else start
     x, label = data.fashion_mnist("train")
     settings = {"seed": 0, **recipe.settings, **changes}
     torch.manual_seed(settings["seed"])
-    fresh = recipe.make or recipe.spec.build
-    module = fresh() if start is None else checkpoints.load(start)
-    make = recipe.batches or partial(shuffled, x, label)
-    batches = make(size=recipe.batch, seed=settings["seed"])
+    make = recipe.make or recipe.spec.build
+    module = make() if start is None else checkpoints.load(start)
+    deal = recipe.batches or partial(shuffled, x, label)
+    batches = deal(size=recipe.batch, seed=settings["seed"])
     steps = recipe.steps if steps is None else steps
     run = train(
         module, recipe.loss, batches, steps, folder=folder, on_step=on_step, **settings

@@ -16,6 +16,7 @@ from . import (
     autoencoder,
     bits,
     compositions,
+    fine_tuning,
     guidance,
     memorisation,
     quality,
@@ -56,6 +57,17 @@ MEASUREMENTS = {  # name: the function, and the library's files its values depen
             "text_recipes.py",
             "measurements/compositions.py",
             "samplers/*.py",
+        ],
+    ),
+    "fine-tuning": (
+        fine_tuning.fine_tuning,
+        [
+            "lora.py",
+            "concept.py",
+            "captions.py",
+            "text_recipes.py",
+            "training.py",
+            "measurements/fine_tuning.py",
         ],
     ),
     "autoencoder": (

@@ -1,0 +1,92 @@
+"""What a handful of pictures teaches a text model, and what it costs the rest."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .. import checkpoints
+from ..concept import WORD, learnt, lessons, own_samples, turned
+from ..lora import add_lora, add_word, merged
+from ..text_recipes import JUDGE, text_loss
+from ..tokens import tokenise
+from ..training import train
+from .shared import Report, device
+
+STEPS, SEEDS = (25, 100, 400), 3
+FEW, KEPT, BATCH = 12, 48, 16  # pictures of the concept, own samples, of both a step
+
+
+class Method(NamedTuple):
+    """What learns besides the word's vector, at which peak rate.
+
+    rank: of a low-rank update of the cross-attentions, 0 for none; all: every weight;
+    keep: prior preservation, by the base's own samples.
+    """
+
+    rate: float
+    rank: int = 0
+    all: bool = False
+    keep: bool = False
+
+
+METHODS = {
+    "word": Method(2e-2),
+    "rank 1": Method(4e-3, rank=1),
+    "rank 4": Method(4e-3, rank=4),
+    "rank 16": Method(4e-3, rank=16),
+    "rank 4, kept": Method(4e-3, rank=4, keep=True),
+    "all": Method(3e-4, all=True),
+    "all, kept": Method(3e-4, all=True, keep=True),
+}
+
+
+def fine_tuning(report: Report) -> Iterator[dict[str, Any]]:
+    """Teach "turned" by each method in 25, 100 and 400 steps, 3 seeds; score each run.
+
+    "spectra" are the singular values of the change that the longest training of all
+    weights makes to each weight matrix, first seed.
+    """
+    base, judge = checkpoints.load("fashion-text"), checkpoints.load(JUDGE)
+    named = checkpoints.load("fashion-text")
+    add_word(named, WORD, like="dark")  # known, but never taught
+    drawn = turned(FEW, torch.Generator().manual_seed(0))
+    few = drawn.pictures, tokenise(drawn.captions, new=(WORD,))
+    kept = own_samples(base, KEPT)
+    found: dict[str, Any] = {"base": learnt(merged(named), judge)}
+    found |= {"runs": [], "spectra": {}}
+    for seed, method, steps in product(range(SEEDS), METHODS, STEPS):
+        keep = kept if METHODS[method].keep else None
+        module = taught(METHODS[method], lessons(few, BATCH, keep, seed), steps, seed)
+        row = {"method": method, "steps": steps, "seed": seed}
+        found["runs"].append(row | learnt(merged(module), judge))
+        report(str(found["runs"][-1]))
+        if (method, steps, seed) == ("all", STEPS[-1], 0):
+            found["spectra"] = spectra(module, base)
+        yield {"values": found}
+
+
+def taught(method: Method, batches, steps: int, seed: int) -> nn.Module:
+    """Return the text model after steps of a method, its new word first like "dark"."""
+    torch.manual_seed(seed)
+    denoiser = checkpoints.load("fashion-text").to(device())
+    add_word(denoiser, WORD, like="dark")
+    if method.rank:
+        add_lora(denoiser, method.rank)
+    elif method.all:
+        denoiser.requires_grad_(True)
+    settings = {"warmup": 5, "weight_decay": 0.0, "seed": seed}
+    train(denoiser, text_loss, batches, steps, rate=method.rate, **settings)
+    return denoiser.cpu()
+
+
+def spectra(module: nn.Module, base: nn.Module) -> dict[str, list[float]]:
+    """Return the singular values of every weight matrix's change, by its name."""
+    before, found = dict(base.named_parameters()), {}
+    for name, value in merged(module).named_parameters():
+        if value.ndim > 1 and value.shape == before[name].shape:
+            change = (value - before[name]).detach().flatten(1)
+            found[name] = torch.linalg.svdvals(change).tolist()
+    return found

@@ -15,6 +15,7 @@ from . import (
     architecture,
     autoencoder,
     bits,
+    cascade,
     compositions,
     fine_tuning,
     guidance,
@@ -47,6 +48,10 @@ MEASUREMENTS = {  # name: the function, and the library's files its values depen
     "guidance": (
         guidance.guidance_study,
         ["guidance.py", "measurements/guidance.py", "samplers/*.py", "metrics.py"],
+    ),
+    "cascade": (
+        cascade.cascade_study,
+        ["cascade.py", "measurements/cascade.py", "samplers/*.py", "metrics.py"],
     ),
     "compositions": (
         compositions.compositions,

@@ -21,7 +21,11 @@ from bench_networks import PRECISIONS, Key, Size, Tasks, costs, network_tasks, n
 from bench_samplers import CALLS, SHAPE, sampler_tasks
 
 PACKAGES = ("torch", "diffusers", "denoising-diffusion-pytorch", "smalldiffusion")
-TARGETS = {"ours: ddim": 2.0, "ours: dpmpp_2m": 3.5}  # in fused updates, form "direct"
+MULTISTEP = ("dpmpp_2m", "dpmpp_3m", "unipc", "deis", "plms")
+TARGETS = {  # in fused updates, form "direct"
+    "ours: ddim": 2.0,
+    **{f"ours: {name}": 3.5 for name in MULTISTEP},
+}
 QUICK = Size(batch=32, steps=1, rounds=3, overhead_rounds=11)
 
 Values = dict[Key, list[float]]  # one number a round

@@ -12,6 +12,7 @@ DDIM. A time at which log-SNR is infinite (no signal, no noise) is left out.
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ from ..schedules import Schedule
 from .ode import half_log_snr
 from .posterior import ddim_step
 
-Past = list[tuple[float, Tensor]]  # (half log-SNR, answer there), newest first
+Past = list[
+    tuple[Any, Tensor]
+]  # (where: half log-SNR, sigma, ..., answer), newest first
+NOWHERE = torch.empty(0)  # of one common time the coefficients do not depend on x
 ADAMS = ((1,), (3, -1), (23, -16, 5), (55, -59, 37, -9))  # over 1, 2, 12, 24
 
 
@@ -55,31 +59,41 @@ def shares(h: float, nodes: tuple[float, ...], rate: float = 1.0) -> list[float]
     return list(weights / weights.sum())
 
 
-def advance(
-    schedule: Schedule, x: Tensor, t, s, past: Past, eta: float = 0.0
-) -> tuple[Tensor, float]:
-    """Return the mean of x_s, and the deviation of its noise, from answers x0_hat.
+@lru_cache(maxsize=4096)
+def plan(
+    schedule: Schedule, t: float, s: float, lams: tuple[float, ...], eta: float = 0.0
+) -> tuple[float, list[float], float]:
+    """Return (a, w, std): the mean of x_s is a x_t + sum w_j x0_hat(lams_j).
 
-    past[0] was given at t; the others may lie on either side.
+    lams[0] belongs to t; the others may lie on either side. Remembered, for batch after
+    batch takes the same steps.
     """
-    a, b, std = posterior_coefficients(schedule, x, t, s, eta)
-    lam_t, lam_s = past[0][0], half_log_snr(schedule, x, s)
+    a, b, std = posterior_coefficients(schedule, NOWHERE, t, s, eta)
+    lam_t, lam_s = lams[0], half_log_snr(schedule, NOWHERE, s)
     if math.isinf(lam_s) or math.isinf(lam_t):
-        past = past[:1]
-    finite = [(lam - lam_t, x0) for lam, x0 in past if math.isfinite(lam)] or past
+        return a, [b] + [0.0] * (len(lams) - 1), std
+    nodes = [lam - lam_t for lam in lams if math.isfinite(lam)]
     rate = 1 + eta**2  # noise makes the past fade twice as fast
-    weights = shares(lam_s - lam_t, tuple(node for node, _ in finite), rate)
-    mean = a * x
-    for weight, (_, x0) in zip(weights, finite, strict=True):
-        mean.add_(x0, alpha=b * weight)
-    return mean, std
+    given = iter(shares(lam_s - lam_t, tuple(nodes), rate))
+    return a, [b * next(given) if math.isfinite(lam) else 0.0 for lam in lams], std
+
+
+def combined(x: Tensor, a: float, weights: list[float], past: Past) -> Tensor:
+    """Return a x + the weighted answers."""
+    total = a * x
+    for weight, (_, answer) in zip(weights, past, strict=True):
+        if weight:
+            total.add_(answer, alpha=weight)
+    return total
 
 
 def dpmpp_step(denoise, schedule, x, t, s, state, noise, order: int, eta: float):
     """DPM-Solver++ of any order, with its state: the last answers (a Past)."""
     x0 = denoise(x, t)
     past = [(half_log_snr(schedule, x, t), x0), *(state or [])][:order]
-    mean, std = advance(schedule, x, t, s, past, eta)
+    lams = tuple([lam for lam, _ in past])
+    a, weights, std = plan(schedule, float(t), float(s), lams, eta)
+    mean = combined(x, a, weights, past)
     return (mean + std * noise() if std > 0 else mean), x0, past
 
 
@@ -103,32 +117,48 @@ def dpmpp_3m_step(denoise, schedule, x, t, s, state=None, noise=None, eta: float
 def unipc_step(denoise, schedule, x, t, s, state=None, noise=None, order: int = 2):
     """UniPC (Zhao et al. 2023, B_2): each answer also corrects the step that led to it.
 
-    One call a step. state: (the corrected x before, its time, the last answers).
+    One call a step. The correction adds to x what better weights of the last step say
+    beyond those it had, so both updates are one sum. state: (the time before, the last
+    answers, their weights in the last step).
     """
     x0 = denoise(x, t)
-    new, past = (half_log_snr(schedule, x, t), x0), []
+    before, past, used = state or (None, [], [])
+    past = [(half_log_snr(schedule, x, t), x0), *past]
+    lams = tuple([lam for lam, _ in past])
+    a, weights, _ = plan(schedule, float(t), float(s), lams[:order])
+    total = weights + [0.0] * (len(past) - len(weights))
     if state is not None:
-        before, t_before, past = state
-        x, _ = advance(schedule, before, t_before, t, [past[0], new, *past[1:]])
-    past = [new, *past][:order]
-    return advance(schedule, x, t, s, past)[0], x0, (x, t, past)
+        better = plan(schedule, before, float(t), (lams[1], lams[0], *lams[2:]))[1]
+        places = (1, 0, *range(2, len(past)))  # the last step began at past[1]
+        for i, weight in zip(places, better, strict=True):
+            total[i] += a * (weight - (used[i - 1] if i else 0.0))
+    x_s = combined(x, a, total, past)
+    return x_s, x0, (float(t), past[:order], weights)
 
 
 def deis_step(denoise, schedule, x, t, s, state=None, noise=None, order: int = 3):
     """DEIS, tAB in log(sigma / alpha) (Zhang and Chen 2023): a polynomial of eps."""
-    x0, left, sigma, lam = _answers(denoise, schedule, x, t)
-    past = [(lam, sigma, left), *(state or [])][:order]
-    h = half_log_snr(schedule, x, s) - lam
-    if math.isinf(lam) or math.isinf(h):
+    x0, left, lam, sigma = _answers(denoise, schedule, x, t)
+    past = [((lam, sigma), left), *(state or [])][:order]
+    if math.isinf(lam) or math.isinf(half_log_snr(schedule, x, s)):
         x_s, _, _ = ddim_step(lambda x, t: x0, schedule, x, t, s)
         return x_s, x0, past if math.isfinite(lam) else []
-    (alpha_t, _), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
-    nodes = tuple(node - lam for node, _, _ in past)
-    weights = h * polynomial_weights(h, nodes, -1.0)
-    x_s = alpha_s / alpha_t * x
-    for weight, (_, sigma, left) in zip(weights, past, strict=True):
-        x_s.add_(left, alpha=-sigma_s * weight / sigma)
-    return x_s, x0, past
+    known = tuple([place for place, _ in past])
+    return combined(x, *deis_plan(schedule, float(t), float(s), known), past), x0, past
+
+
+@lru_cache(maxsize=4096)
+def deis_plan(
+    schedule: Schedule, t: float, s: float, known: tuple[tuple[float, float], ...]
+) -> tuple[float, list[float]]:
+    """Return (a, w): x_s is a x_t + sum w_j left_j; known: their (lam, sigma)."""
+    (alpha_t, _), (alpha_s, sigma_s) = schedule.at(t, NOWHERE), schedule.at(s, NOWHERE)
+    lam, h = known[0][0], half_log_snr(schedule, NOWHERE, s) - known[0][0]
+    weights = h * polynomial_weights(h, tuple(node - lam for node, _ in known), -1.0)
+    shares = zip(weights.tolist(), known, strict=True)
+    return alpha_s / alpha_t, [
+        -sigma_s * weight / sigma for weight, (_, sigma) in shares
+    ]
 
 
 def plms_step(denoise, schedule, x, t, s, state=None, noise=None):
@@ -136,30 +166,39 @@ def plms_step(denoise, schedule, x, t, s, state=None, noise=None):
 
     The weights are those of even steps; DDIM's step then carries x on, which keeps the
     whole at second order. The first step takes a second call, as in the authors' code.
-    state: the last answers, (sigma eps_hat, sigma) each.
+    state: the last answers, (sigma, sigma eps_hat) each.
     """
-    x0, *new, lam = _answers(denoise, schedule, x, t)
+    x0, left, lam, sigma = _answers(denoise, schedule, x, t)
     if math.isinf(lam):
         return *ddim_step(lambda x, t: x0, schedule, x, t, s)[:2], None
-    past = [new, *(state or [])][:4]
+    past = [(sigma, left), *(state or [])][:4]
     if state is None and s > 0:
-        guess = _along(schedule, x, t, s, [new])
-        _, *ahead, _ = _answers(denoise, schedule, guess, s)
-        return _along(schedule, x, t, s, [new, ahead], (1, 1)), x0, past
+        guess = _along(schedule, x, t, s, past)
+        _, ahead, _, sigma_s = _answers(denoise, schedule, guess, s)
+        both = [*past, (sigma_s, ahead)]
+        return _along(schedule, x, t, s, both, (1, 1)), x0, past
     return _along(schedule, x, t, s, past, ADAMS[len(past) - 1]), x0, past
 
 
 def _answers(denoise, schedule: Schedule, x: Tensor, t):
-    """(x0_hat, sigma eps_hat, sigma, half log-SNR) at t."""
+    """(x0_hat, sigma eps_hat, half log-SNR, sigma) at t."""
     x0, (alpha, sigma) = denoise(x, t), schedule.at(t, x)
-    return x0, torch.sub(x, x0, alpha=alpha), sigma, half_log_snr(schedule, x, t)
+    return x0, torch.sub(x, x0, alpha=alpha), half_log_snr(schedule, x, t), sigma
 
 
 def _along(schedule: Schedule, x: Tensor, t, s, past: list, rule=(1,)):
     """DDIM's step where alpha_t > 0, with the mean of answers eps, weighted by rule."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
-    x_s = alpha_s / alpha_t * x
-    total = (sigma_s - alpha_s / alpha_t * sigma_t) / sum(rule)
-    for weight, (left, sigma) in zip(rule, past, strict=True):
-        x_s.add_(left, alpha=weight * total / sigma)
-    return x_s
+    sigmas = tuple([sigma for sigma, _ in past])
+    return combined(x, *ddim_plan(schedule, float(t), float(s), sigmas, rule), past)
+
+
+@lru_cache(maxsize=4096)
+def ddim_plan(
+    schedule: Schedule, t: float, s: float, sigmas: tuple[float, ...], rule: tuple
+) -> tuple[float, list[float]]:
+    """Return (a, w): x_s is a x_t + sum w_j left_j, the answers weighted by rule."""
+    at_t, at_s = schedule.at(t, NOWHERE), schedule.at(s, NOWHERE)
+    ratio = at_s[0] / at_t[0]
+    total = (at_s[1] - ratio * at_t[1]) / sum(rule)
+    pairs = zip(rule, sigmas, strict=True)
+    return ratio, [weight * total / sigma for weight, sigma in pairs]

@@ -224,7 +224,7 @@ RECIPES |= {
         ),
         text_loss,
         batch=96,
-        steps=4200,
+        steps=3400,
         settings={"precision": "bf16", "ema": 0.998},
         note="canvases from captions, 15% dropped, from fresh weights: a start from "
         "fashion-unet's would have seen the held-out looks",

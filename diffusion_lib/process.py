@@ -1,11 +1,12 @@
 """The forward process and its exact conditionals, for any schedule."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .schedules import Schedule
+from .schedules import NOWHERE, Schedule, is_common
 
 Variance = str | Callable[[Schedule, Tensor, Tensor], Tensor]
 
@@ -84,12 +85,26 @@ def posterior_coefficients(
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
-    if isinstance(sigma_t, float) and (sigma_t == 0 or sigma_s > sigma_t > 0 < eta):
+    if is_common(t) and is_common(s):
+        return _common_coefficients(schedule, float(t), float(s), eta)
+    return _coefficients(schedule.at(t, x), schedule.at(s, x), eta)
+
+
+@lru_cache(maxsize=4096)
+def _common_coefficients(schedule: Schedule, t: float, s: float, eta: float):
+    """Of one common step, remembered: batch after batch takes the same steps."""
+    at_t, at_s = schedule.at(t, NOWHERE), schedule.at(s, NOWHERE)
+    if at_t[1] == 0 or at_s[1] > at_t[1] > 0 < eta:
         raise ValueError(
-            f"no step from t = {float(t):g} to {float(s):g}: start above t = 0, "
+            f"no step from t = {t:g} to {s:g}: start above t = 0, "
             "and with fresh noise (eta > 0) times must fall"
         )
+    return _coefficients(at_t, at_s, eta)
+
+
+def _coefficients(at_t, at_s, eta: float):
+    """The formula, from (alpha, sigma) at both times."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = at_t, at_s
     fresh = eta**2 * abs(1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)
     a = sigma_s * (1 - fresh) ** 0.5 / sigma_t
     return a, alpha_s - a * alpha_t, sigma_s * fresh**0.5

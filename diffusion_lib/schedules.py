@@ -12,6 +12,13 @@ from torch import Tensor
 
 from .grids import karras_times, uniform_times
 
+NOWHERE = torch.empty(0)  # an x for `at`: of one common time its floats need none
+
+
+def is_common(t: Tensor | float) -> bool:
+    """Return whether t is one time, not one for each row of a batch."""
+    return not isinstance(t, Tensor) or t.ndim == 0
+
 
 class Schedule(ABC):
     """Maps a time t in [0, t_max] to (alpha_t, sigma_t); (1, 0) at t = 0."""
@@ -43,7 +50,7 @@ class Schedule(ABC):
 
         Remembered: a sampler's loop asks for the same few times again and again.
         """
-        if not isinstance(t, Tensor) or t.ndim == 0:
+        if is_common(t):
             return self._floats_at(float(t))[:2]
         if t.shape != x.shape[:1]:
             raise ValueError(
@@ -94,7 +101,7 @@ class Schedule(ABC):
 
     def embed_at(self, t: Tensor | float, x: Tensor) -> Tensor:
         """Return embed(t), (B,), of x's type and device, for t () or (B,)."""
-        if not isinstance(t, Tensor) or t.ndim == 0:
+        if is_common(t):
             return x.new_full(x.shape[:1], self._floats_at(float(t))[2])
         return self.embed(t).to(x)
 

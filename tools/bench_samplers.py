@@ -84,11 +84,14 @@ def fused_update(repeats: int = 2 * CALLS) -> float:
 def in_updates(fake: Fake, run: Callable[[], object], repeats: int = 2) -> float:
     """Return what whole trajectories cost a network call, in fused updates.
 
-    The unit is measured right before and right after.
+    The call of the fake network itself is taken off. The unit is measured right before
+    and right after.
     """
     calls, before = fake.calls, fused_update()
     seconds = timed(lambda: [run() for _ in range(repeats)])
-    return 2e6 * seconds / (fake.calls - calls) / (before + fused_update())
+    calls, x = fake.calls - calls, torch.empty(SHAPE)
+    seconds -= timed(lambda: [fake(x, None) for _ in range(calls)])
+    return 2e6 * seconds / calls / (before + fused_update())
 
 
 def our_samplers(form: str) -> dict[str, Sampler]:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,9 +42,9 @@ def trajectory(
     check_data(x)
     times = checked_times(schedule, times)
     noise = noise_like(x, generator)
-    state: Any = None
+    state, quiet = None, torch.no_grad()
     for t, s in pairwise(times.unbind()):
-        with torch.no_grad():
+        with quiet:
             x, x0, state = step(denoise, schedule, x, t, s, state, noise)
         yield Frame(s, x, x0)
     if not is_finite(x):

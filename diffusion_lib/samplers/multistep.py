@@ -12,7 +12,6 @@ DDIM. A time at which log-SNR is infinite (no signal, no noise) is left out.
 
 import math
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +19,19 @@ from scipy.special import hyp1f1
 from torch import Tensor
 
 from ..process import posterior_coefficients
-from ..schedules import Schedule
+from ..schedules import NOWHERE, Schedule
 from .ode import half_log_snr
 from .posterior import ddim_step
 
-Past = list[
-    tuple[Any, Tensor]
-]  # (where: half log-SNR, sigma, ..., answer), newest first
-NOWHERE = torch.empty(0)  # of one common time the coefficients do not depend on x
+Past = list[tuple[float, Tensor]]  # (its time, an answer), newest first
+Times = tuple[float, ...]  # of answers; a step begins at the first
 ADAMS = ((1,), (3, -1), (23, -16, 5), (55, -59, 37, -9))  # over 1, 2, 12, 24
 
 
-@lru_cache(maxsize=1024)
 def polynomial_weights(h: float, nodes: tuple[float, ...], rate: float) -> np.ndarray:
     """Return w with sum w_j f(nodes_j) = integral_0^h exp(-rate (h - u)) f(u) du / h.
 
-    Exact for polynomials f of degree under len(nodes). Remembered, for batch after
-    batch takes the same steps.
+    Exact for polynomials f of degree under len(nodes).
     """
     k = np.arange(len(nodes))
     moments = hyp1f1(1, k + 2, -rate * h) / (k + 1)  # of (u / h)^k
@@ -60,39 +55,81 @@ def shares(h: float, nodes: tuple[float, ...], rate: float = 1.0) -> list[float]
 
 
 @lru_cache(maxsize=4096)
-def plan(
-    schedule: Schedule, t: float, s: float, lams: tuple[float, ...], eta: float = 0.0
+def x0_plan(
+    schedule: Schedule, times: Times, s: float, eta: float = 0.0
 ) -> tuple[float, list[float], float]:
-    """Return (a, w, std): the mean of x_s is a x_t + sum w_j x0_hat(lams_j).
+    """Return (a, w, std): the mean of x_s is a x_t + sum w_j x0_hat(times_j).
 
-    lams[0] belongs to t; the others may lie on either side. Remembered, for batch after
-    batch takes the same steps.
+    t is times[0]; the others may lie on either side. Remembered, like all plans, for
+    batch after batch takes the same steps.
     """
-    a, b, std = posterior_coefficients(schedule, NOWHERE, t, s, eta)
-    lam_t, lam_s = lams[0], half_log_snr(schedule, NOWHERE, s)
-    if math.isinf(lam_s) or math.isinf(lam_t):
+    a, b, std = posterior_coefficients(schedule, NOWHERE, times[0], s, eta)
+    lams, lam_s = _clock(schedule, times), half_log_snr(schedule, NOWHERE, s)
+    if math.isinf(lam_s) or math.isinf(lams[0]):
         return a, [b] + [0.0] * (len(lams) - 1), std
-    nodes = [lam - lam_t for lam in lams if math.isfinite(lam)]
+    nodes = [lam - lams[0] for lam in lams if math.isfinite(lam)]
     rate = 1 + eta**2  # noise makes the past fade twice as fast
-    given = iter(shares(lam_s - lam_t, tuple(nodes), rate))
+    given = iter(shares(lam_s - lams[0], tuple(nodes), rate))
     return a, [b * next(given) if math.isfinite(lam) else 0.0 for lam in lams], std
+
+
+@lru_cache(maxsize=4096)
+def deis_plan(
+    schedule: Schedule, times: Times, s: float
+) -> tuple[float, list[float]] | None:
+    """Return (a, w): x_s is a x_t + sum w_j left_j; None where log-SNR is infinite."""
+    lams, lam_s = _clock(schedule, times), half_log_snr(schedule, NOWHERE, s)
+    if math.isinf(lam_s) or math.isinf(lams[0]):
+        return None
+    h, nodes = lam_s - lams[0], tuple(lam - lams[0] for lam in lams)
+    weights = -h * polynomial_weights(h, nodes, -1.0)
+    return _for_left(schedule, times, s, schedule.at(s, NOWHERE)[1] * weights)
+
+
+@lru_cache(maxsize=4096)
+def plms_plan(
+    schedule: Schedule, times: Times, s: float, rule: tuple[int, ...]
+) -> tuple[float, list[float]] | None:
+    """Return (a, w) of DDIM's step with eps averaged by rule; None: no signal at t."""
+    alpha, sigma = schedule.at(times[0], NOWHERE)
+    if alpha == 0:
+        return None
+    alpha_s, sigma_s = schedule.at(s, NOWHERE)
+    weights = (sigma_s - alpha_s / alpha * sigma) * np.array(rule) / sum(rule)
+    return _for_left(schedule, times, s, weights)
+
+
+def _clock(schedule: Schedule, times: Times) -> list[float]:
+    """Half log-SNR at each time."""
+    return [half_log_snr(schedule, NOWHERE, t) for t in times]
+
+
+def _for_left(schedule: Schedule, times: Times, s: float, weights: np.ndarray):
+    """(a, w) from weights of eps_hat; w belongs to left = sigma eps_hat."""
+    sigmas = np.array([schedule.at(t, NOWHERE)[1] for t in times])
+    ratio = schedule.at(s, NOWHERE)[0] / schedule.at(times[0], NOWHERE)[0]
+    return ratio, (weights / sigmas).tolist()
 
 
 def combined(x: Tensor, a: float, weights: list[float], past: Past) -> Tensor:
     """Return a x + the weighted answers."""
-    total = a * x
+    total = x.mul(a)
     for weight, (_, answer) in zip(weights, past, strict=True):
         if weight:
             total.add_(answer, alpha=weight)
     return total
 
 
+def times_of(past: Past) -> Times:
+    """Return the times of the answers."""
+    return tuple([t for t, _ in past])
+
+
 def dpmpp_step(denoise, schedule, x, t, s, state, noise, order: int, eta: float):
     """DPM-Solver++ of any order, with its state: the last answers (a Past)."""
     x0 = denoise(x, t)
-    past = [(half_log_snr(schedule, x, t), x0), *(state or [])][:order]
-    lams = tuple([lam for lam, _ in past])
-    a, weights, std = plan(schedule, float(t), float(s), lams, eta)
+    past = [(float(t), x0), *(state or [])][:order]
+    a, weights, std = x0_plan(schedule, times_of(past), float(s), eta)
     mean = combined(x, a, weights, past)
     return (mean + std * noise() if std > 0 else mean), x0, past
 
@@ -118,47 +155,35 @@ def unipc_step(denoise, schedule, x, t, s, state=None, noise=None, order: int = 
     """UniPC (Zhao et al. 2023, B_2): each answer also corrects the step that led to it.
 
     One call a step. The correction adds to x what better weights of the last step say
-    beyond those it had, so both updates are one sum. state: (the time before, the last
-    answers, their weights in the last step).
+    beyond those it had, so both updates are one sum. state: (the last answers, their
+    weights in the last step).
     """
     x0 = denoise(x, t)
-    before, past, used = state or (None, [], [])
-    past = [(half_log_snr(schedule, x, t), x0), *past]
-    lams = tuple([lam for lam, _ in past])
-    a, weights, _ = plan(schedule, float(t), float(s), lams[:order])
+    past, used = state or ([], [])
+    past = [(float(t), x0), *past]
+    times = times_of(past)
+    a, weights, _ = x0_plan(schedule, times[:order], float(s))
     total = weights + [0.0] * (len(past) - len(weights))
-    if state is not None:
-        better = plan(schedule, before, float(t), (lams[1], lams[0], *lams[2:]))[1]
-        places = (1, 0, *range(2, len(past)))  # the last step began at past[1]
+    if state is not None:  # the last step began at past[1]
+        _, better, _ = x0_plan(schedule, (times[1], times[0], *times[2:]), times[0])
+        places = (1, 0, *range(2, len(past)))
         for i, weight in zip(places, better, strict=True):
             total[i] += a * (weight - (used[i - 1] if i else 0.0))
-    x_s = combined(x, a, total, past)
-    return x_s, x0, (float(t), past[:order], weights)
+    return combined(x, a, total, past), x0, (past[:order], weights)
 
 
 def deis_step(denoise, schedule, x, t, s, state=None, noise=None, order: int = 3):
-    """DEIS, tAB in log(sigma / alpha) (Zhang and Chen 2023): a polynomial of eps."""
-    x0, left, lam, sigma = _answers(denoise, schedule, x, t)
-    past = [((lam, sigma), left), *(state or [])][:order]
-    if math.isinf(lam) or math.isinf(half_log_snr(schedule, x, s)):
+    """DEIS, tAB in log(sigma / alpha) (Zhang and Chen 2023): a polynomial of eps.
+
+    state: the last answers, left = sigma eps_hat each.
+    """
+    x0 = denoise(x, t)
+    past = _with_left(schedule, x, t, x0, state)[:order]
+    planned = deis_plan(schedule, times_of(past), float(s))
+    if planned is None:
         x_s, _, _ = ddim_step(lambda x, t: x0, schedule, x, t, s)
-        return x_s, x0, past if math.isfinite(lam) else []
-    known = tuple([place for place, _ in past])
-    return combined(x, *deis_plan(schedule, float(t), float(s), known), past), x0, past
-
-
-@lru_cache(maxsize=4096)
-def deis_plan(
-    schedule: Schedule, t: float, s: float, known: tuple[tuple[float, float], ...]
-) -> tuple[float, list[float]]:
-    """Return (a, w): x_s is a x_t + sum w_j left_j; known: their (lam, sigma)."""
-    (alpha_t, _), (alpha_s, sigma_s) = schedule.at(t, NOWHERE), schedule.at(s, NOWHERE)
-    lam, h = known[0][0], half_log_snr(schedule, NOWHERE, s) - known[0][0]
-    weights = h * polynomial_weights(h, tuple(node - lam for node, _ in known), -1.0)
-    shares = zip(weights.tolist(), known, strict=True)
-    return alpha_s / alpha_t, [
-        -sigma_s * weight / sigma for weight, (_, sigma) in shares
-    ]
+        return x_s, x0, past if schedule.at(t, x)[0] > 0 else None
+    return combined(x, *planned, past), x0, past
 
 
 def plms_step(denoise, schedule, x, t, s, state=None, noise=None):
@@ -166,39 +191,23 @@ def plms_step(denoise, schedule, x, t, s, state=None, noise=None):
 
     The weights are those of even steps; DDIM's step then carries x on, which keeps the
     whole at second order. The first step takes a second call, as in the authors' code.
-    state: the last answers, (sigma, sigma eps_hat) each.
+    state: as of `deis_step`.
     """
-    x0, left, lam, sigma = _answers(denoise, schedule, x, t)
-    if math.isinf(lam):
+    x0 = denoise(x, t)
+    past = _with_left(schedule, x, t, x0, state)[:4]
+    planned = plms_plan(schedule, times_of(past), float(s), ADAMS[len(past) - 1])
+    if planned is None:
         return *ddim_step(lambda x, t: x0, schedule, x, t, s)[:2], None
-    past = [(sigma, left), *(state or [])][:4]
+    x_s = combined(x, *planned, past)
     if state is None and s > 0:
-        guess = _along(schedule, x, t, s, past)
-        _, ahead, _, sigma_s = _answers(denoise, schedule, guess, s)
-        both = [*past, (sigma_s, ahead)]
-        return _along(schedule, x, t, s, both, (1, 1)), x0, past
-    return _along(schedule, x, t, s, past, ADAMS[len(past) - 1]), x0, past
+        (ahead,) = _with_left(schedule, x_s, s, denoise(x_s, s))
+        both = [*past, ahead]
+        planned = plms_plan(schedule, times_of(both), float(s), (1, 1))
+        x_s = combined(x, *planned, both)
+    return x_s, x0, past
 
 
-def _answers(denoise, schedule: Schedule, x: Tensor, t):
-    """(x0_hat, sigma eps_hat, half log-SNR, sigma) at t."""
-    x0, (alpha, sigma) = denoise(x, t), schedule.at(t, x)
-    return x0, torch.sub(x, x0, alpha=alpha), half_log_snr(schedule, x, t), sigma
-
-
-def _along(schedule: Schedule, x: Tensor, t, s, past: list, rule=(1,)):
-    """DDIM's step where alpha_t > 0, with the mean of answers eps, weighted by rule."""
-    sigmas = tuple([sigma for sigma, _ in past])
-    return combined(x, *ddim_plan(schedule, float(t), float(s), sigmas, rule), past)
-
-
-@lru_cache(maxsize=4096)
-def ddim_plan(
-    schedule: Schedule, t: float, s: float, sigmas: tuple[float, ...], rule: tuple
-) -> tuple[float, list[float]]:
-    """Return (a, w): x_s is a x_t + sum w_j left_j, the answers weighted by rule."""
-    at_t, at_s = schedule.at(t, NOWHERE), schedule.at(s, NOWHERE)
-    ratio = at_s[0] / at_t[0]
-    total = (at_s[1] - ratio * at_t[1]) / sum(rule)
-    pairs = zip(rule, sigmas, strict=True)
-    return ratio, [weight * total / sigma for weight, sigma in pairs]
+def _with_left(schedule: Schedule, x: Tensor, t, x0: Tensor, state=None) -> Past:
+    """The state with one more answer: what alpha x0_hat leaves of x, sigma eps_hat."""
+    alpha, _ = schedule.at(t, x)
+    return [(float(t), torch.sub(x, x0, alpha=alpha)), *(state or [])]

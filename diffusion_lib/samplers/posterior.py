@@ -10,7 +10,7 @@ def ddim_step(denoise, schedule, x, t, s, state=None, noise=None, eta: float = 0
     """
     x0 = denoise(x, t)
     a, b, std = posterior_coefficients(schedule, x, t, s, eta)
-    x_s = (a * x).add_(x0, alpha=b)
+    x_s = x.mul(a).add_(x0, alpha=b)
     return (x_s + std * noise() if std > 0 else x_s), x0, state
 
 
@@ -45,5 +45,5 @@ def ddpm_step(
     a, b, std = posterior_coefficients(schedule, x, t, s, eta=1.0)
     if variance != "beta_tilde":
         std = reverse_variance(variance, schedule, x, t, s) ** 0.5
-    mean = (a * x).add_(x0, alpha=b)
+    mean = x.mul(a).add_(x0, alpha=b)
     return (mean + std * noise() if s > 0 else mean), x0, state

@@ -89,12 +89,17 @@ def names(judge: Classifier, halves: Tensor) -> Tensor:
     return torch.cat([judge(part).argmax(1) for part in halves.split(500)])
 
 
+def judged(judge: Classifier, canvases: Tensor) -> Tensor:
+    """Return labels by the judge, and looks by the pixels, of canvases, (B, 2, 3)."""
+    return seen_on(canvases, lambda halves: names(judge, halves))
+
+
 def attribute_facts(judge: Classifier, x: Tensor) -> dict[str, Any]:
     """Return the judge's accuracy on test pictures, and on both halves of canvases."""
     test, label = fashion_mnist("test")
     drawn = caption_pictures("test", 1000, torch.Generator().manual_seed(0))
-    judged = seen_on(drawn.pictures, lambda halves: names(judge, halves))
-    whole = (judged[..., 0] == drawn.attributes[..., 0]).all(1)
+    seen = judged(judge, drawn.pictures)
+    whole = (seen[..., 0] == drawn.attributes[..., 0]).all(1)
     return {
         "test_accuracy": _share(names(judge, test) == label),
         "canvas_accuracy": _share(whole),
@@ -167,8 +172,7 @@ def composed(
         size=SIZE,
         cond={"text": tokenise(captions)},
     )
-    seen = seen_on(pictures, lambda halves: names(judge, halves))
-    return pictures, true_of(captions, seen)
+    return pictures, true_of(captions, judged(judge, pictures))
 
 
 def text_facts(denoiser: Denoiser, x: Tensor) -> dict[str, Any]:
@@ -181,11 +185,10 @@ def text_facts(denoiser: Denoiser, x: Tensor) -> dict[str, Any]:
     for kind in (None, "looks", "pairs"):
         generator = torch.Generator().manual_seed(0)
         real = caption_pictures("test", 100, generator, kind)
-        seen = seen_on(real.pictures, lambda halves: names(judge, halves))
         _, right = composed(denoiser, judge, real.captions)
         found[kind or "seen"] = {
             "generated": _share(right),
-            "real": _share(true_of(real.captions, seen)),
+            "real": _share(true_of(real.captions, judged(judge, real.pictures))),
         }
     return {"captions_true": found, "size": list(SIZE), "words": VOCABULARY}
 

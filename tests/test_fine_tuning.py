@@ -35,7 +35,7 @@ def found(monkeypatch):
         monkeypatch.setattr(study, name, value)
     monkeypatch.setattr(study.checkpoints, "load", load)
     *_, last = study.fine_tuning(lambda line: None)
-    return last["values"]
+    return last
 
 
 def test_every_method_is_taught_and_scored_with_its_word(found):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import checkpoints
-from ..captions import NOTHING, caption_pictures, seen_on, true_of
+from ..captions import NOTHING, caption_pictures, true_of
 from ..denoiser import Denoiser
 from ..grammar import fits, meaning
-from ..text_recipes import JUDGE, composed, names
+from ..text_recipes import JUDGE, composed, judged
 from .shared import Report, device, each_run, unfinished
 
 N, SEEDS, CALLS = 200, 3, 20
@@ -60,10 +60,7 @@ def one_run(denoiser: Denoiser, kind: str, scale: float, seed: int) -> dict[str,
     canvases, captions, _ = caption_pictures("test", N, generator, KINDS[kind])
     with torch.autocast(device(), torch.bfloat16):
         pictures, true = composed(denoiser, judge, captions, scale, CALLS, seed)
-        drawn, real = (
-            seen_on(x, lambda halves: names(judge, halves))
-            for x in (pictures, canvases)
-        )
+        drawn, real = judged(judge, pictures), judged(judge, canvases)
     return {
         "kind": kind,
         "scale": scale,

@@ -1,4 +1,7 @@
-"""What a handful of pictures teaches a text model, and what it costs the rest."""
+"""What a handful of pictures teaches a text model, and what it costs the rest.
+
+Interrupted, the measurement goes on where it was.
+"""
 
 from collections.abc import Iterator
 from itertools import product
@@ -13,7 +16,7 @@ from ..lora import add_lora, add_word, merged
 from ..text_recipes import JUDGE, text_loss
 from ..tokens import tokenise
 from ..training import train
-from .shared import Report, device
+from .shared import Report, device, each_run, unfinished
 
 STEPS, SEEDS = (25, 100, 400), 3
 FEW, KEPT, BATCH = 12, 48, 16  # pictures of the concept, own samples, of both a step
@@ -50,22 +53,31 @@ def fine_tuning(report: Report) -> Iterator[dict[str, Any]]:
     weights makes to each weight matrix, first seed.
     """
     base, judge = checkpoints.load("fashion-text"), checkpoints.load(JUDGE)
-    named = checkpoints.load("fashion-text")
-    add_word(named, WORD, like="dark")  # known, but never taught
     drawn = turned(FEW, torch.Generator().manual_seed(0))
     few = drawn.pictures, tokenise(drawn.captions, new=(WORD,))
     kept = own_samples(base, KEPT)
-    found: dict[str, Any] = {"base": learnt(merged(named), judge)}
-    found |= {"runs": [], "spectra": {}}
-    for seed, method, steps in product(range(SEEDS), METHODS, STEPS):
-        keep = kept if METHODS[method].keep else None
-        module = taught(METHODS[method], lessons(few, BATCH, keep, seed), steps, seed)
-        row = {"method": method, "steps": steps, "seed": seed}
-        found["runs"].append(row | learnt(merged(module), judge))
-        report(str(found["runs"][-1]))
-        if (method, steps, seed) == ("all", STEPS[-1], 0):
+    pairs = product(METHODS, STEPS)
+    rows = {f"{way}, {steps} steps": (way, steps) for way, steps in pairs}
+    before = unfinished("fine-tuning", SEEDS * len(rows)) or {"runs": [], "spectra": {}}
+    found = {"base": base_learnt(judge)}
+    found |= {key: before[key] for key in ("runs", "spectra")}
+
+    def one_run(row: str, seed: int) -> dict[str, Any]:
+        way, steps = rows[row]
+        keep = kept if METHODS[way].keep else None
+        module = taught(METHODS[way], lessons(few, BATCH, keep, seed), steps, seed)
+        if (way, steps, seed) == ("all", STEPS[-1], 0):
             found["spectra"] = spectra(module, base)
-        yield {"values": found}
+        return {"method": way, "steps": steps, **learnt(merged(module), judge)}
+
+    yield from each_run(found, rows, SEEDS, one_run, report, shown="asked")
+
+
+def base_learnt(judge: nn.Module) -> dict[str, float]:
+    """Return the scores of the model that knows the word, but was never taught it."""
+    named = checkpoints.load("fashion-text")
+    add_word(named, WORD, like="dark")
+    return learnt(merged(named), judge)
 
 
 def taught(method: Method, batches, steps: int, seed: int) -> nn.Module:

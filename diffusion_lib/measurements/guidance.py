@@ -1,8 +1,9 @@
-"""What guidance buys and what it costs, against its scale: four ways to guide.
+"""What guidance buys and what it costs, against its scale, and what remedies mend.
 
 Interrupted, the measurement goes on where it was.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,9 @@ from ..guidance import (
     Denoise,
     classifier_free,
     classifier_guided,
+    clip_x0,
+    dynamic_threshold,
+    extrapolated,
     given,
     label_log_prob,
     within,
@@ -25,9 +29,9 @@ from ..recipes import sampling_times
 from ..samplers import dpmpp_2m_step, sample
 from .shared import Report, device, each_run, unfinished
 
-N, SEEDS, STEPS, BATCH = 1000, 3, 20, 250
-SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+N, SEEDS, STEPS, BATCH = 500, 3, 20, 250
 INTERVAL, SHARE = (0.2, 5.0), 0.7  # in sigma / alpha; of the rescaling
+DAMAGE = 0.05  # of the worse model's weights
 
 Build = Callable[[Denoiser, Tensor, float], Denoise]
 
@@ -58,25 +62,47 @@ def by_classifier(denoiser: Denoiser, label: Tensor, scale: float) -> Denoise:
     return classifier_guided(blind, denoiser.schedule, log_prob, scale)
 
 
-WAYS: dict[str, Build] = {
-    "classifier-free": free,
-    "interval": in_interval,
-    "rescaled": rescaled,
-    "classifier": by_classifier,
+def clipped(denoiser: Denoiser, label: Tensor, scale: float) -> Denoise:
+    """Classifier-free guidance, the answer clipped to [-1, 1]."""
+    return clip_x0(free(denoiser, label, scale))
+
+
+def thresholded(denoiser: Denoiser, label: Tensor, scale: float) -> Denoise:
+    """Classifier-free guidance, the answer's range brought back to [-1, 1]."""
+    return dynamic_threshold(free(denoiser, label, scale))
+
+
+def by_a_worse_model(denoiser: Denoiser, label: Tensor, scale: float) -> Denoise:
+    """Autoguidance: away from the same net with DAMAGE on its weights."""
+    bad = worse(denoiser, DAMAGE)
+    good, bad = (given(net, {"label": label}) for net in (denoiser, bad))
+    return extrapolated(good, bad, scale)
+
+
+@torch.no_grad()
+def worse(denoiser: Denoiser, amount: float, seed: int = 0) -> Denoiser:
+    """Return a copy, each weight changed by a share drawn from N(0, amount^2)."""
+    bad, generator = copy.deepcopy(denoiser), torch.Generator().manual_seed(seed)
+    for weight in bad.parameters():
+        change = torch.randn(weight.shape, generator=generator).to(weight)
+        weight.mul_(1 + amount * change)
+    return bad
+
+
+WAYS: dict[str, tuple[Build, tuple[float, ...]]] = {  # and at which scales
+    "classifier-free": (free, (0, 1, 1.5, 2, 4, 8)),
+    "interval": (in_interval, (2, 4, 8)),
+    "rescaled": (rescaled, (2, 4, 8)),
+    "classifier": (by_classifier, (1, 2, 4, 8)),
+    "clipped": (clipped, (8,)),
+    "dynamic": (thresholded, (8,)),
+    "worse model": (by_a_worse_model, (1.5,)),
 }
-
-
-def rows() -> dict[str, tuple[Build, float]]:
-    """Return {row: (how to guide, scale)}; ways that are the same at a scale once.
-
-    At scale 1 the first three are the label alone, at scale 0 none sees the label.
-    """
-    found: dict[str, tuple[Build, float]] = {}
-    for scale in SCALES:
-        ways = {1.0: ("classifier-free", "classifier"), 0.0: ("classifier-free",)}
-        for way in ways.get(scale, tuple(WAYS)):
-            found[f"{way}, scale {scale:g}"] = WAYS[way], scale
-    return found
+ROWS = {
+    f"{way}, scale {scale:g}": (way, scale)
+    for way, (_, scales) in WAYS.items()
+    for scale in scales
+}
 
 
 @lru_cache(maxsize=1)
@@ -133,14 +159,20 @@ def guided(build: Build, scale: float, n: int, seed: int) -> tuple[Tensor, Tenso
 
 def guidance_study(report: Report) -> Iterator[dict[str, Any]]:
     """Score N pictures of fashion-unet, each way and scale; yields after every run."""
-    known = rows()
-    before = unfinished("guidance", SEEDS * len(known)) or {"runs": []}
+    before = unfinished("guidance", SEEDS * len(ROWS)) or {"runs": []}
     found = {"n": N, "seeds": SEEDS, "steps": STEPS, "runs": before["runs"]}
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
-        build, scale = known[row]
-        pictures, label = guided(build, scale, N, seed)
-        found = obedience(pictures, label)
-        return {"scale": scale, **found, **metrics.scores(pictures.clamp(-1, 1))}
+        way, scale = ROWS[row]
+        pictures, label = guided(WAYS[way][0], scale, N, seed)
+        found = {"way": way, "scale": scale, **obedience(pictures, label)}
+        shown = pictures.clamp(-1, 1)
+        return {**found, "asked": asked_for(shown, label), **metrics.scores(shown)}
 
-    yield from each_run(found, known, SEEDS, one_run, report)
+    yield from each_run(found, ROWS, SEEDS, one_run, report)
+
+
+def asked_for(pictures: Tensor, label: Tensor) -> list[float]:
+    """Return the scorer's mean probability of the label asked for, each garment."""
+    given_ = metrics.classify(pictures)[torch.arange(len(label)), label]
+    return [float(given_[label == k].mean()) for k in range(10)]

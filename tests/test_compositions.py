@@ -5,12 +5,14 @@ import torch
 from test_text_recipes import SMALL
 
 from diffusion_lib import checkpoints, measurements
-from diffusion_lib.captions import NOTHING, caption_pictures, true_of
+from diffusion_lib.captions import NOTHING, asks_for_held_out, caption_pictures, true_of
 from diffusion_lib.ledger import result
 from diffusion_lib.measurements import compositions
 from diffusion_lib.measurements.compositions import (
+    CHANGES,
     KINDS,
     PARTS,
+    changed,
     failures,
     first_failure,
 )
@@ -59,6 +61,35 @@ def test_a_caption_is_true_or_fails_in_one_part():
     assert [part for part in PARTS if not found[part]] == [] and 0.2 < true < 0.8
 
 
+def test_a_control_asks_for_as_much_as_its_caption_and_was_trained():
+    """Most captions have one, of as many words, garments and adjectives."""
+    for kind, change in CHANGES.items():
+        generator = torch.Generator().manual_seed(0)
+        asked = caption_pictures("test", 200, generator, kind).captions
+        assert all(map(asks_for_held_out, asked))
+        controls = changed(asked, change)
+        assert 0.7 * 200 < len(controls) <= 200
+        assert not any(map(asks_for_held_out, controls))
+        lengths = [len(text.split()) for text in asked]
+        assert {len(text.split()) for text in controls} <= set(lengths)
+    dark = [
+        "a dark boot left of a light coat",
+        "two dim bags",
+        "a dark boot and a gown",
+    ]
+    light = [
+        "a light boot left of a dark coat",
+        "two pale bags",
+        "a light boot and a gown",
+    ]
+    assert changed(dark, CHANGES["looks"]) == [
+        light[0],
+        light[2],
+    ]  # two bags are held out
+    boots = "a boot left of a pair of pants"
+    assert changed([boots], CHANGES["pairs"]) == [boots.replace("left", "right")]
+
+
 @pytest.fixture
 def shipped(monkeypatch, tmp_path):
     """An untrained net and judge in place of the shipped, results in tmp_path."""
@@ -103,7 +134,10 @@ def test_an_interrupted_measurement_goes_on(shipped, monkeypatch):
     assert document["seconds_to_train_another"] == 5000
     for run in runs:
         assert run["true"] + sum(run[part] for part in PARTS) == pytest.approx(1)
-        assert 0 <= run["real"] <= 1
+        assert (
+            run["real"] is None if "control" in run["kind"] else 0 <= run["real"] <= 1
+        )
+        assert run["n"] == 3 or "control" in run["kind"]
     assert told[0].startswith("seen, scale 1, seed 0: true 0.")
 
 

@@ -1,7 +1,9 @@
 """How often captions come true, those of held-out compositions too, and what fails.
 
-The seeds are of captions and sampling noise: one trained network, so the spread says
-nothing of what another training would give. Interrupted, the measurement goes on.
+Held-out captions ask for more than most of the training's do, so each is also turned
+into one of training by a single change: the control. The seeds are of captions and
+sampling noise: one trained network, so the spread says nothing of what another training
+would give. Interrupted, the measurement goes on.
 """
 
 from collections import Counter
@@ -13,14 +15,21 @@ import torch
 from torch import Tensor
 
 from .. import checkpoints
-from ..captions import NOTHING, caption_pictures, true_of
+from ..captions import NOTHING, asks_for_held_out, caption_pictures, true_of
 from ..denoiser import Denoiser
 from ..grammar import fits, meaning
 from ..text_recipes import JUDGE, composed, judged
 from .shared import Report, device, each_run, unfinished
 
-N, SEEDS, CALLS = 200, 3, 20
-KINDS, SCALES = {"seen": None, "looks": "looks", "pairs": "pairs"}, (1.0, 3.0, 5.0)
+N, SEEDS, CALLS, SCALES = 150, 3, 20, (1.0, 3.0, 5.0)
+KINDS = ("seen", "looks", "looks control", "pairs", "pairs control")
+CHANGES = {  # what makes a held-out caption one of training: a dark boot a light one
+    "looks": {"dark": "light", "dim": "pale"}
+    | dict.fromkeys(("light", "bright", "pale"), "dark"),
+    "pairs": {"left": "right", "right": "left"}
+    | {"bag": "sneaker", "bags": "sneakers"}
+    | {"handbag": "trainer", "handbags": "trainers"},
+}
 PARTS = ("number", "noun", "position", "look")
 
 
@@ -49,24 +58,34 @@ def failures(captions: Sequence[str], attributes: Tensor) -> dict[str, float]:
     return {part: found[part] / len(captions) for part in PARTS}
 
 
-def one_run(denoiser: Denoiser, kind: str, scale: float, seed: int) -> dict[str, Any]:
-    """Return the shares of N captions that come true, and that fail in each of PARTS.
+def changed(captions: Sequence[str], change: dict[str, str]) -> list[str]:
+    """Return held-out captions with words changed, those that are then of training."""
+    texts = (" ".join(change.get(w, w) for w in text.split()) for text in captions)
+    return [text for text in texts if not asks_for_held_out(text)]
 
-    real: the share true of the real canvases that the captions were written for, where
-    only the judge can fail.
+
+def one_run(denoiser: Denoiser, kind: str, scale: float, seed: int) -> dict[str, Any]:
+    """Return the shares of captions that come true, and that fail in each of PARTS.
+
+    n: how many captions. real: the share true of the real canvases that they were
+    written for, where only the judge can fail; None for a control, which has none.
     """
-    judge = checkpoints.load(JUDGE)
-    generator = torch.Generator().manual_seed(seed)
-    canvases, captions, _ = caption_pictures("test", N, generator, KINDS[kind])
+    judge, generator = checkpoints.load(JUDGE), torch.Generator().manual_seed(seed)
+    unseen, *control = kind.split()
+    unseen = None if unseen == "seen" else unseen
+    canvases, captions, _ = caption_pictures("test", N, generator, unseen)
+    real = float(true_of(captions, judged(judge, canvases)).double().mean())
+    if control:
+        captions, real = changed(captions, CHANGES[unseen]), None
     with torch.autocast(device(), torch.bfloat16):
         pictures, true = composed(denoiser, judge, captions, scale, CALLS, seed)
-        drawn, real = judged(judge, pictures), judged(judge, canvases)
     return {
         "kind": kind,
         "scale": scale,
+        "n": len(captions),
         "true": float(true.double().mean()),
-        "real": float(true_of(captions, real).double().mean()),
-        **failures(captions, drawn),
+        "real": real,
+        **failures(captions, judged(judge, pictures)),
     }
 
 

@@ -4,7 +4,16 @@ x_t = alpha_t x_0 + sigma_t eps. A model is a function denoise(x, t) -> x0_hat.
 A sampler is a step function. Guidance is a wrapper.
 """
 
-from . import checkpoints, data, diagnostics, ledger, metrics, networks, plotting
+from . import (
+    checkpoints,
+    classifiers,
+    data,
+    diagnostics,
+    ledger,
+    metrics,
+    networks,
+    plotting,
+)
 from .analytic import GaussianMixture, empirical_denoiser, linear_moments
 from .captions import caption_pictures, true_of
 from .cascade import generate_by_cascade, upsample
@@ -137,6 +146,7 @@ __all__ = [
     "caption_pictures",
     "check",
     "checkpoints",
+    "classifiers",
     "churned",
     "classifier_free",
     "classifier_guided",

@@ -18,7 +18,7 @@ LAYERS = [
     "checkpoints",
     "metrics diagnostics",
     "training lora",
-    "recipes cascade control text_recipes concept distillation latent",
+    "recipes classifiers cascade control text_recipes concept distillation latent",
     "measurements",
     "__main__",
 ]

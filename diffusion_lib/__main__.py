@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,12 +12,14 @@ import torch
 from . import checkpoints, data, measurements, metrics, recipes
 from .checkpoints import Spec
 from .distillation import student_settings
+from .measurements.shared import device
 from .tokens import tokenise
 from .training import shuffled, train
 
 EXAMPLES = """examples:
   python -m diffusion_lib list
   python -m diffusion_lib sample fashion-unet --n 64 --label sneaker --scale 2
+  python -m diffusion_lib sample fashion-text --prompt "a dark ankle boot" --scale 3
   python -m diffusion_lib score fashion-unet --n 2000 --calls 20
   python -m diffusion_lib train fashion-unet --folder runs/mine
   python -m diffusion_lib train --data my-pictures --size 32 --steps 3000
@@ -156,24 +160,21 @@ def _start(name: str | None, channels: int) -> tuple[Spec, torch.nn.Module]:
     return Spec(**checkpoints.facts(name)["spec"]), module
 
 
-class _progress:
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[int, float], None]]:
     """A bar with the mean of the last losses."""
+    from tqdm import tqdm
 
-    def __init__(self, steps: int):
-        from tqdm import tqdm
+    mean = None
 
-        self.bar, self.mean = tqdm(total=steps, unit="step"), None
+    def on_step(k: int, loss: float) -> None:
+        nonlocal mean
+        mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+        bar.update(k - bar.n)
+        bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
 
-    def __enter__(self):
-        return self.step
-
-    def step(self, k: int, loss: float) -> None:
-        self.mean = loss if self.mean is None else 0.98 * self.mean + 0.02 * loss
-        self.bar.update(k - self.bar.n)
-        self.bar.set_postfix(loss=f"{self.mean:.4f}", refresh=False)
-
-    def __exit__(self, *error):
-        self.bar.close()
+    with tqdm(total=steps, unit="step") as bar:
+        yield on_step
 
 
 def sample_command(options: argparse.Namespace) -> None:
@@ -252,7 +253,7 @@ def score(options: argparse.Namespace) -> None:
 
 
 def _denoiser(name: str):
-    module = checkpoints.load(name, _device())
+    module = checkpoints.load(name, device())
     if not hasattr(module, "schedule"):
         raise ValueError(f"{name} is not a generator: it has no noise schedule")
     return module
@@ -279,10 +280,6 @@ def show(options: argparse.Namespace) -> None:
 def fetch(options: argparse.Namespace) -> None:
     """Say where Fashion-MNIST lies, downloading it first if need be."""
     print(data.fashion_mnist_folder())
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

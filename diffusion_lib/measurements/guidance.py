@@ -29,7 +29,7 @@ from ..recipes import sampling_times
 from ..samplers import dpmpp_2m_step, sample
 from .shared import Report, device, each_run, unfinished
 
-N, SEEDS, STEPS, BATCH = 500, 3, 20, 250
+N, SEEDS, STEPS, BATCH = 300, 3, 20, 150
 INTERVAL, SHARE = (0.2, 5.0), 0.7  # in sigma / alpha; of the rescaling
 DAMAGE = 0.05  # of the worse model's weights
 

@@ -37,11 +37,12 @@ class LowRank(nn.Module):
             raise ValueError(f"rank must be 1 to {min(m, n)} for {m} x {n}, got {rank}")
         self.A = nn.Parameter(torch.randn(rank, n).to(weight) / n**0.5)
         self.B = nn.Parameter(torch.zeros(m, rank).to(weight))
-        self.scale = scale
+        self.scale, self.share = scale, 1.0  # the share is what `dial` turns
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the changed weight, of the same shape."""
-        return weight + self.scale * (self.B @ self.A).view_as(weight)
+        change = (self.B @ self.A).view_as(weight)
+        return weight + self.share * self.scale * change
 
 
 class NewWords(nn.Module):
@@ -131,10 +132,10 @@ def adaptor(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if _added(name)}
 
 
-def dial(module: nn.Module, scale: float) -> None:
-    """Set the scale of every low-rank update: 0 for the base, 1 as trained."""
+def dial(module: nn.Module, share: float) -> None:
+    """Turn every low-rank update: 0 for the base, 1 as trained, more for beyond."""
     for change in _changes(module, LowRank):
-        change.scale = scale
+        change.share = share
 
 
 def _changes(module: nn.Module, kind: type) -> list:
@@ -223,11 +224,9 @@ def load_adaptor(path: str | Path, base: nn.Module | None = None) -> nn.Module:
     for name, value in tensors.items():
         owner, _, kind = name.partition(".parametrizations.weight.0.")
         if kind == "A":
-            change = LowRank(module.get_submodule(owner).weight, len(value))
-            change.scale = header["scale"]
-            parametrize.register_parametrization(
-                module.get_submodule(owner), "weight", change
-            )
+            layer = module.get_submodule(owner)
+            change = LowRank(layer.weight, len(value), header["scale"])
+            parametrize.register_parametrization(layer, "weight", change)
         elif kind == "rows":
             add_word(module, *header["words"], like="a")
     module.load_state_dict(tensors, strict=False)

@@ -1,6 +1,7 @@
 """Diffusion in latents: the autoencoder's loss, and pictures in one call."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.testing import assert_close
 
-from diffusion_lib import latent
+from diffusion_lib import latent, metrics
 from diffusion_lib.__main__ import main
 from diffusion_lib.checkpoints import Spec, load, save
+from diffusion_lib.data import fashion_mnist
 from diffusion_lib.latent import (
     autoencoder_loss,
     fit_scale,
@@ -120,6 +122,18 @@ def test_a_little_training_rebuilds_better_and_resumes(fashion, tmp_path):
     found = [reconstruction(module, 100) for module in (whole.ema, untrained)]
     assert found[0]["rmse"] < 0.7 * found[1]["rmse"]
     assert {"unlike", "nats", "noise", "frechet", "sharpness"} <= set(found[0])
+
+
+def test_pictures_are_not_scored_beside_their_own_copies(fashion):
+    """An autoencoder that loses nothing stands where other real pictures stand."""
+    n = min(200, len(fashion_mnist("test")[0]) // 2)
+    same = SimpleNamespace(
+        posterior=lambda x: (x, torch.zeros_like(x)), scale=1.0, decode=lambda z: z
+    )
+    found = reconstruction(same, n)
+    other = metrics.scores(fashion_mnist("test")[0][n : 2 * n])
+    assert found["rmse"] == 0 and found["coverage"] < 1
+    assert {name: found[name] for name in other} == other
 
 
 def test_a_loss_in_latents_is_that_of_the_latents(decoder, fashion):

@@ -118,13 +118,16 @@ def test_merging_is_exact_and_removing_restores_every_bit(denoiser):
 
 def test_the_dial_goes_from_the_base_to_beyond(denoiser):
     before = answer(denoiser)
-    names = add_lora(denoiser, 1)
+    names = add_lora(denoiser, 1, scale=0.5)
     shaken(denoiser)
     layer, update = denoiser.get_submodule(names[0]), []
-    for scale in (0.0, 1.0, 2.0):
-        dial(denoiser, scale)
+    trained = layer.weight.clone()
+    for share in (0.0, 1.0, 2.0):
+        dial(denoiser, share)
         update.append(layer.weight - layer.parametrizations.weight.original)
     assert_close(update[2], 2 * update[1])
+    dial(denoiser, 1.0)
+    assert torch.equal(layer.weight, trained)
     dial(denoiser, 0.0)
     assert torch.equal(answer(denoiser), before)
 
@@ -181,7 +184,9 @@ def test_a_small_file_gives_the_same_answers(denoiser, shipped, tmp_path):
     add_word(denoiser, "turned", like="dark")
     add_lora(denoiser, 2, scale=0.5)
     path = tmp_path / "turned.safetensors"
-    save_adaptor(path, shaken(denoiser), shipped, {"steps": 3})
+    dial(shaken(denoiser), 0.3)  # no part of what is kept
+    save_adaptor(path, denoiser, shipped, {"steps": 3})
+    dial(denoiser, 1.0)
     loaded = load_adaptor(path)
     wanted = answer(denoiser, "a turned boot", NEW)
     assert torch.equal(answer(loaded, "a turned boot", NEW), wanted)

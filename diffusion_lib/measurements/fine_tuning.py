@@ -81,12 +81,15 @@ def base_learnt(judge: nn.Module) -> dict[str, float]:
 
 
 def taught(method: Method, batches, steps: int, seed: int) -> nn.Module:
-    """Return the text model after steps of a method, its new word first like "dark"."""
+    """Return the text model after steps of a method, its new word first like "dark".
+
+    The scale 4 / rank makes first steps of Adam as long at every rank.
+    """
     torch.manual_seed(seed)
     denoiser = checkpoints.load("fashion-text").to(device())
     add_word(denoiser, WORD, like="dark")
     if method.rank:
-        add_lora(denoiser, method.rank)
+        add_lora(denoiser, method.rank, scale=4 / method.rank)
     elif method.all:
         denoiser.requires_grad_(True)
     settings = {"warmup": 5, "weight_decay": 0.0, "seed": seed}

@@ -37,10 +37,10 @@ class Method(NamedTuple):
 
 METHODS = {
     "word": Method(2e-2),
-    "rank 1": Method(4e-3, rank=1),
-    "rank 4": Method(4e-3, rank=4),
-    "rank 16": Method(4e-3, rank=16),
-    "rank 4, kept": Method(4e-3, rank=4, keep=True),
+    "rank 1": Method(1.2e-2, rank=1),
+    "rank 4": Method(1.2e-2, rank=4),
+    "rank 16": Method(1.2e-2, rank=16),
+    "rank 4, kept": Method(1.2e-2, rank=4, keep=True),
     "all": Method(3e-4, all=True),
     "all, kept": Method(3e-4, all=True, keep=True),
 }

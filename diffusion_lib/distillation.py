@@ -152,9 +152,14 @@ def student_settings(schedule: Schedule, calls: int) -> dict[str, Any]:
 def few_step_facts(denoiser: Denoiser, x: Tensor) -> dict[str, Any]:
     """Return the scores of 2,000 pictures, 200 a class, in 1, 2 and 4 calls.
 
-    And the teacher's from the same noise, in 1, 2, 4 and CALLS calls.
+    And the teacher's from the same noise, in 1, 2, 4 and CALLS calls, and in 2 and 4 at
+    the student's times.
     """
     label, teacher = torch.arange(2000) % 10, checkpoints.load(TEACHER)
+
+    def at_its_times(model: Denoiser, n: int, calls: int, label: Tensor) -> Tensor:
+        times = few_step_times(model.schedule, calls)
+        return generate(model, n, calls, label, times=times)
 
     def scored(draw: Callable, model: Denoiser, counts: tuple[int, ...]):
         return {str(n): metrics.scores(draw(model, 2000, n, label)) for n in counts}
@@ -163,6 +168,7 @@ def few_step_facts(denoiser: Denoiser, x: Tensor) -> dict[str, Any]:
         "student": True,
         "scores": scored(generate_in_few, denoiser, (1, 2, 4)),
         "teacher": scored(generate, teacher, (1, 2, 4, CALLS)),
+        "teacher_at_the_same_times": scored(at_its_times, teacher, (2, 4)),
     }
 
 

@@ -29,6 +29,7 @@ from .training import shuffled
 TEACHER = "fashion-unet"
 CALLS, TAUGHT = 10, 7  # points of a teacher's path, and how many, from noise, are used
 LOT = 512  # paths drawn at once
+UNSEEN = 500_000  # a seed of noise that is no lot's, for scores
 Points = tuple[Tensor, Tensor, Tensor]  # x0 and eps (B, ...), t (B,)
 
 
@@ -157,12 +158,14 @@ def few_step_facts(denoiser: Denoiser, x: Tensor) -> dict[str, Any]:
     """
     label, teacher = torch.arange(2000) % 10, checkpoints.load(TEACHER)
 
-    def at_its_times(model: Denoiser, n: int, calls: int, label: Tensor) -> Tensor:
+    def at_its_times(model: Denoiser, n: int, calls: int, label: Tensor, seed: int):
         times = few_step_times(model.schedule, calls)
-        return generate(model, n, calls, label, times=times)
+        return generate(model, n, calls, label, seed, times=times)
 
     def scored(draw: Callable, model: Denoiser, counts: tuple[int, ...]):
-        return {str(n): metrics.scores(draw(model, 2000, n, label)) for n in counts}
+        return {
+            str(n): metrics.scores(draw(model, 2000, n, label, UNSEEN)) for n in counts
+        }
 
     return {
         "student": True,

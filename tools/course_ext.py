@@ -6,6 +6,7 @@
   cache, so that pages taken from the cache keep their figures.
 - `{equation-ledger}` and `{cost-ledger}` become tables of what the last build found
   (ledger_pages.py); an equation that states something and has no check is a warning.
+- `{api}` becomes the reference of the library (api_page.py).
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import os
 import shutil
 from pathlib import Path
 
+import api_page
 import ledger_pages
 from pages import Book
 from sphinx.application import Sphinx
@@ -55,4 +57,5 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.connect("config-inited", configure, priority=100)
     app.connect("source-read", count_for)
     ledger_pages.register(app)
+    api_page.register(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}

@@ -236,3 +236,10 @@ def test_the_command_line_samples_a_student_as_one(told, tmp_path, monkeypatch):
     assert main(["sample", str(path), *options]) == 0
     assert heard.get("step") is (consistency_step if told else None)
     assert len(heard.get("times", [])) == (3 if told else 0)
+
+
+def test_scores_begin_from_noise_that_no_lesson_of_the_recipe_began_from():
+    recipe = RECIPES["fashion-few-step"]
+    lots = recipe.steps * recipe.batch // (distillation.LOT * TAUGHT) + 1
+    seeds = {1_000_003 * seed + k for seed in range(3) for k in range(lots)}
+    assert distillation.UNSEEN not in seeds

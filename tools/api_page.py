@@ -80,10 +80,7 @@ def item(name: str, value: object, module: str) -> nodes.definition_list_item:
 
 def signature(value: object) -> str:
     """Parameters and defaults, without types: shapes and units are told below."""
-    try:
-        signed = inspect.signature(value)
-    except (TypeError, ValueError):
-        return ""
+    signed = inspect.signature(value)
     plain = [
         p.replace(annotation=inspect.Parameter.empty)
         for p in signed.parameters.values()

@@ -132,6 +132,13 @@ def test_no_page_is_left_unfinished():
     assert [page for page in PAGES if words.search(BOOK.text(page))] == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_no_letter_in_brackets_becomes_a_sign(page):
+    """Typographic replacements make a copyright sign of the third of (a), (b), ..."""
+    words = re.sub(r"\$\$.*?\$\$|\$.*?\$|`+.*?`+", "", prose(page), flags=re.S)
+    assert re.findall(r"(?<!\w)\((?:c|r|p|tm)\)", words, re.I) == []
+
+
 def test_the_introduction_leads_to_every_page():
     links = re.findall(r"\]\(([\w-]+)\.md\)", BOOK.text("intro"))
     assert set(PAGES) - {"intro"} <= set(links)

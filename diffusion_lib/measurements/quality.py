@@ -68,14 +68,14 @@ def contestants() -> dict[str, Callable[[], "Contestant"]]:
     def uniform(denoiser, batch):
         return denoising_loss(denoiser, batch[0])
 
-    def baseline(build, loss, **settings):
+    def baseline(module, loss, **settings):
         return peers.Contestant(
-            build(),
+            module,
             loss,
             lambda module, n, seed: module.generate(
                 n, torch.Generator().manual_seed(seed)
             ),
-            {"ema": 0.995, **settings},
+            {"precision": "bf16", **settings},
         )
 
     shaped = (
@@ -96,9 +96,9 @@ def contestants() -> dict[str, Callable[[], "Contestant"]]:
             uniform, linear_schedule, "eps"
         ),
         "ours, float32": lambda: ours(precision="no"),  # for its speed alone
-        "VAE": lambda: baseline(networks.VAE, vae_loss, precision="bf16", rate=2e-3),
+        "VAE": lambda: baseline(networks.VAE(), vae_loss, ema=0.995, rate=2e-3),
         "GAN": lambda: baseline(
-            networks.GAN, gan_loss, betas=(0.0, 0.99), precision="bf16", rate=1e-3
+            networks.GAN(width=32), gan_loss, ema=0.99, betas=(0.5, 0.99), rate=1e-3
         ),
     }
 
@@ -116,6 +116,8 @@ def quality(report: Report) -> Iterator[dict[str, Any]]:
     pace |= speeds(clocks, report)
     found: dict[str, Any] = {"n": N, "calls": 20, "batch": BATCH, "seeds": SEEDS}
     found["versions"] = {p: version(p) for p in ("torch", *PEERS)}
+    known_of = torch.cpu.get_capabilities()
+    found["processor"] = {k: known_of.get(k) for k in ("cpu_name", "amx_bf16")}
     found |= {"speeds": pace, "runs": before["runs"]}
 
     def one_run(row: str, seed: int) -> dict[str, Any]:

@@ -122,6 +122,34 @@ def result(name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf8"))
 
 
+def by_row(name: str) -> dict[str, dict[str, np.ndarray]]:
+    """Return the runs of `result(name)`: of each row, every score over the seeds.
+
+    A score is (runs, ...), in the order of the seeds; one that some run lacks is left
+    out. Rows come in the order of their first runs. Raises ValueError as `result` does.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for run in sorted(result(name)["runs"], key=lambda run: run["seed"]):
+        rows.setdefault(run["row"], []).append(run)
+    return {
+        row: {
+            key: np.array([run[key] for run in runs])
+            for key in runs[0]
+            if all(key in run for run in runs)
+        }
+        for row, runs in rows.items()
+    }
+
+
+def mean_and_spread(values: Value, digits: int = 2) -> str:
+    """Return "mean ± standard deviation"; of one value the mean, of none "–"."""
+    numbers = np.asarray(values, dtype=float).ravel()
+    if numbers.size == 0:
+        return "–"
+    about = f" ± {numbers.std(ddof=1):.{digits}f}" if numbers.size > 1 else ""
+    return f"{numbers.mean():.{digits}f}{about}"
+
+
 def results_folder() -> Path:
     """Where results lie: inside an installed package, else beside it in a checkout."""
     inside = PACKAGE / "results"

@@ -10,7 +10,14 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from diffusion_lib import ledger
-from diffusion_lib.ledger import check, code_hash, result, verify
+from diffusion_lib.ledger import (
+    by_row,
+    check,
+    code_hash,
+    mean_and_spread,
+    result,
+    verify,
+)
 
 VALUES = torch.linspace(-1, 1, 11, dtype=torch.float64)
 
@@ -105,6 +112,28 @@ def test_results_are_read_and_a_missing_one_names_the_others(tmp_path, monkeypat
     assert result("scores") == {"n": 3}
     with pytest.raises(ValueError, match="scores"):
         result("missing")
+
+
+def test_runs_are_gathered_by_row_in_the_order_of_seeds(tmp_path, monkeypatch):
+    runs = [
+        {"row": "b", "seed": 1, "frechet": 3.0, "levels": [1.0, 2.0]},
+        {"row": "a", "seed": 0, "frechet": 9.0, "only": 1.0},
+        {"row": "b", "seed": 0, "frechet": 1.0, "levels": [3.0, 4.0], "only": 2.0},
+    ]
+    (tmp_path / "study.json").write_text(json.dumps({"runs": runs}))
+    monkeypatch.setattr(ledger, "results_folder", lambda: tmp_path)
+    rows = by_row("study")
+    assert rows["b"]["frechet"].tolist() == [1.0, 3.0]
+    assert rows["b"]["levels"].tolist() == [[3.0, 4.0], [1.0, 2.0]]
+    assert "only" in rows["a"] and "only" not in rows["b"]
+
+
+@pytest.mark.parametrize(
+    "values, text",
+    [([1.0, 3.0], "2.0 ± 1.4"), ([0.25], "0.2"), ([], "–")],
+)
+def test_mean_and_spread(values, text):
+    assert mean_and_spread(values, 1) == text
 
 
 def test_code_hash_follows_the_named_files(tmp_path, monkeypatch):

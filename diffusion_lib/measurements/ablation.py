@@ -1,41 +1,115 @@
-"""The same network trained four ways: what prediction and times are worth."""
+"""The recipe of the shipped pixel model with one thing changed at a time.
 
+Every variant gets the same number of operations, so a wider net takes fewer steps.
+Interrupted, the measurement goes on where it was.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from .. import metrics
 from ..checkpoints import Spec
 from ..data import fashion_mnist
-from ..recipes import RECIPES, focused_loss, generate, label_loss
+from ..denoiser import Denoiser
+from ..losses import denoising_loss, dropped, min_snr
+from ..networks import UNet
+from ..recipes import RECIPES, focused_loss, label_loss
 from ..training import shuffled, train
-from .shared import Report
+from .shared import Report, each_run, painted_scores, run_folder, unfinished
 
-ABLATION = {
-    "v, uniform times": (("cosine_schedule", "v", 1.0), label_loss),
-    "v, focused times": (("cosine_schedule", "v", 1.0), focused_loss),
-    "edm, focused times": (("cosine_schedule", "edm", 0.7), focused_loss),
-    "flow, uniform times": (("FlowSchedule", "flow", 1.0), label_loss),
+RECIPE = "the recipe"
+WIDTH = 64
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What may differ from the recipe."""
+
+    schedule: str = "cosine_schedule"
+    prediction: str = "v"
+    data_std: float = 1.0
+    loss: Callable = focused_loss
+    width: int = WIDTH
+
+
+def min_snr_loss(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """`label_loss` at uniform times, weighted by min-SNR (Hang et al. 2023), (B,)."""
+    cond = dropped(denoiser, {"label": batch[1]}, 0.15)
+    return denoising_loss(denoiser, batch[0], cond, weight=min_snr())
+
+
+def mirrored_loss(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """`focused_loss` of pictures of which every second one is mirrored, (B,)."""
+    x0, label = batch
+    some = torch.arange(len(x0)).to(x0.device) % 2 == 0
+    flipped = torch.where(some[:, None, None, None], x0.flip(-1), x0)
+    return focused_loss(denoiser, (flipped, label))
+
+
+VARIANTS = {
+    RECIPE: Variant(),
+    "uniform times": Variant(loss=label_loss),
+    "uniform times, min-SNR weights": Variant(loss=min_snr_loss),
+    "linear schedule": Variant("linear_schedule"),
+    "linear schedule, eps": Variant("linear_schedule", "eps"),
+    "EDM's prediction": Variant(prediction="edm", data_std=0.7),
+    "straight lines": Variant("FlowSchedule", "flow"),
+    "mirrored pictures": Variant(loss=mirrored_loss),
+    "width 48": Variant(width=48),
+    "width 96": Variant(width=96),
 }
 
 
 def ablation(
-    report: Report, steps: int = 250, n: int = 1000, seeds: int = 2
-) -> dict[str, Any]:
-    """Train the same U-Net four ways for the same steps; score each in 20 calls."""
-    x, label = fashion_mnist("train")
-    recipe, values = RECIPES["fashion-unet"], {}
-    for name, ((schedule, prediction, data_std), loss) in ABLATION.items():
-        spec = Spec("UNet", {"classes": 10}, schedule, {}, prediction, data_std)
-        runs = []
-        for seed in range(seeds):
-            torch.manual_seed(seed)
-            batches = shuffled(x, label, size=recipe.batch, seed=seed)
-            settings = {**recipe.settings, "ema": 0.98, "seed": seed}
-            run = train(spec.build(), loss, batches, steps, **settings)
-            pictures = generate(run.ema, n, 20, torch.arange(n) % 10, seed)
-            runs.append(metrics.scores(pictures))
-            report(f"{name}, seed {seed}: Frechet {runs[-1]['frechet']:.3f}")
-        values[name] = {key: [run[key] for run in runs] for key in ("frechet", "kid")}
-    settings = {"steps": steps, "batch": recipe.batch, "calls": 20}
-    return {"values": values, "n": n, "seeds": seeds, **settings}
+    report: Report, steps: int = 250, n: int = 1000, seeds: int = 3
+) -> Iterator[dict[str, Any]]:
+    """Train every variant for the operations of `steps` steps of the recipe; score n.
+
+    Yields after every run. The recipe is also scored without the average.
+    """
+    batch = RECIPES["fashion-unet"].batch
+    before = unfinished("ablation", seeds * len(VARIANTS)) or {"runs": []}
+    found = {"steps": steps, "batch": batch, "n": n, "calls": 20, "seeds": seeds}
+    found["runs"] = before["runs"]
+
+    def one_run(row: str, seed: int) -> dict[str, Any]:
+        share = operations(WIDTH) / operations(VARIANTS[row].width)
+        return trained_and_scored(row, seed, round(steps * share), n)
+
+    yield from each_run(found, VARIANTS, seeds, one_run, report)
+
+
+def operations(width: int) -> int:
+    """Return the floating-point operations of one call of the U-Net for one picture."""
+    net = UNet(width=width, classes=10)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, 1, 28, 28), torch.zeros(1))
+    return counter.get_total_flops()
+
+
+def trained_and_scored(row: str, seed: int, steps: int, n: int) -> dict[str, Any]:
+    """Train one variant from one seed and score it; an interrupted training goes on."""
+    variant, recipe = VARIANTS[row], RECIPES["fashion-unet"]
+    torch.manual_seed(seed)
+    denoiser = Spec(
+        "UNet",
+        {"classes": 10, "width": variant.width},
+        variant.schedule,
+        {},
+        variant.prediction,
+        variant.data_std,
+    ).build()
+    batches = shuffled(*fashion_mnist("train"), size=recipe.batch, seed=seed)
+    settings = {**recipe.settings, "ema": 0.98, "seed": seed, "save_every": 50}
+    with run_folder("ablation", row, seed) as folder:
+        run = train(denoiser, variant.loss, batches, steps, folder=folder, **settings)
+        label = torch.arange(n) % 10
+        found = {"steps": steps, **painted_scores(run.ema, n, seed, label)}
+        if row == RECIPE:
+            raw = painted_scores(run.model, n, seed, label)
+            found |= {f"{key}_without_average": value for key, value in raw.items()}
+        return found

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import metrics
 from ..data import fashion_mnist
 from ..denoiser import Denoiser
 from ..losses import denoising_loss
 from ..networks import MLP, Transformer, UNet
-from ..recipes import generate, unlabelled_loss
+from ..recipes import unlabelled_loss
 from ..schedules import cosine_schedule
 from ..training import shuffled, train
-from .shared import Report, device, each_run, run_folder, unfinished
+from .shared import Report, each_run, painted_scores, run_folder, unfinished
 
 LEVELS = tuple(range(50, 1000, 100))  # times at which the loss is measured
 SETTINGS = {"precision": "bf16", "ema": 0.98, "save_every": 50}
@@ -105,12 +104,9 @@ def trained_and_scored(
             seed=seed,
             **SETTINGS,
         )
-        with torch.autocast(device(), torch.bfloat16):
-            pictures = generate(run.ema.eval(), n, 20, seed=seed).float()
         return {
-            **metrics.scores(pictures.clamp(-1, 1)),
+            **painted_scores(run.ema, n, seed),
             "level_losses": level_losses(run.ema, n),
-            "seconds": run.seconds,
         }
 
 

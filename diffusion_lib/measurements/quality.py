@@ -1,8 +1,9 @@
 """Quality for compute: our recipe and other libraries' under the same clock.
 
-The clock is the number of pictures that each trains on in so many seconds of a machine
-that does nothing else, measured first; what else the machine does while they train
-changes nothing then. Interrupted, the measurement goes on where it was.
+The clock is the number of pictures that each trains on in so many seconds. How their
+speeds compare is measured first, on a machine that does nothing else; what else it does
+while they train changes nothing then. Machines differ: the clock is that of one which
+trains ours at PACE. Interrupted, the measurement goes on where it was.
 """
 
 import statistics
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .peers import Contestant
 
 BATCH, N, SEEDS, SHOWN = 128, 2000, 3, 16
+PACE = 222  # pictures of ours a second, on the slower of two machines measured
 PEERS = ("diffusers", "denoising-diffusion-pytorch", "smalldiffusion")
 SAME_NET = (  # trained as fast as "ours", whose speed serves them all
     "ours, uniform times",
@@ -118,14 +120,19 @@ def quality(report: Report) -> Iterator[dict[str, Any]]:
     found["versions"] = {p: version(p) for p in ("torch", *PEERS)}
     known_of = torch.cpu.get_capabilities()
     found["processor"] = {k: known_of.get(k) for k in ("cpu_name", "amx_bf16")}
-    found |= {"speeds": pace, "runs": before["runs"]}
+    found |= {"pace": PACE, "speeds": pace, "runs": before["runs"]}
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
-        name, seconds = ROWS[row]
-        steps = round(pace["ours" if name in SAME_NET else name] * seconds / BATCH)
-        return trained_and_scored(known[name], row, seed, steps)
+        return trained_and_scored(known[ROWS[row][0]], row, seed, steps_of(row, pace))
 
     yield from each_run(found, ROWS, SEEDS, one_run, report)
+
+
+def steps_of(row: str, pace: dict[str, float]) -> int:
+    """Return how many steps the row's seconds are, with speeds of one machine."""
+    name, seconds = ROWS[row]
+    relative = pace["ours" if name in SAME_NET else name] / pace["ours"]
+    return round(relative * PACE * seconds / BATCH)
 
 
 def speeds(

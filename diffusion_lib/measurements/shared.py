@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 
+from .. import metrics
 from ..data import cache_folder
+from ..denoiser import Denoiser
 from ..ledger import result
+from ..recipes import generate
 
 Report = Callable[[str], None]
 
@@ -59,6 +62,18 @@ def each_run(
                 found["runs"].append(run)
                 report(f"{row}, seed {seed}: {shown} {run[shown]:.2f}")
                 yield found
+
+
+def painted_scores(
+    denoiser: Denoiser, n: int, seed: int, label: torch.Tensor | None = None
+) -> dict[str, float]:
+    """Return the scores of n pictures of 20 calls, painted in bfloat16.
+
+    label: (n,), or None for pictures without labels.
+    """
+    with torch.autocast(device(), torch.bfloat16):
+        pictures = generate(denoiser.eval(), n, 20, label, seed)
+    return metrics.scores(pictures.float().clamp(-1, 1))
 
 
 @contextmanager

@@ -147,3 +147,13 @@ def test_the_introduction_leads_to_every_page():
 def test_budgets_are_one_file_of_positive_seconds():
     budgets = yaml.safe_load((BOOK.folder / "budgets.yml").read_text())
     assert all(seconds > 0 for seconds in budgets.values())
+
+
+def test_every_word_of_the_glossary_is_explained_once_and_leads_somewhere():
+    _, block = BOOK.text("glossary").split(":sorted:\n")
+    entries = dict(re.findall(r"^(\S.*)\n((?:    .+\n)+)", block, re.M))
+    assert len(entries) == len(re.findall(r"^[^\s`]", block, re.M)) > 100
+    leads = re.compile(r"\(([\w-]+)\.md\)|See \{term\}")
+    assert [word for word, text in entries.items() if not leads.search(text)] == []
+    pages = {page for text in entries.values() for page in leads.findall(text)}
+    assert set(PAGES) - pages <= {"intro", "folklore", "faq", "bug-lab"}

@@ -14,7 +14,7 @@ from torch import nn
 
 import diffusion_lib as dl
 
-SHAPE = (64, 1, 28, 28)  # what the samplers work on
+BATCHES = (64, 250)  # pictures that the samplers work on; `generate` takes 250
 CALLS = 50  # steps of a trajectory
 
 OURS = (
@@ -43,18 +43,26 @@ Sampler = tuple["Fake", Callable[[], object]]  # the network, and a whole trajec
 
 
 class Fake(nn.Module, smalldiffusion.ModelMixin):
-    """A network that costs nothing: counts its calls and returns one fixed tensor."""
+    """A network that costs nothing: counts its calls and returns one fixed tensor.
 
-    channels, out_dim, self_condition, input_dims = 1, 1, False, SHAPE[1:]
+    It answers the call itself, past torch's hooks, which belong to no sampler.
+    """
 
-    def __init__(self):
+    channels, out_dim, self_condition, input_dims = 1, 1, False, (1, 28, 28)
+
+    def __init__(self, batch: int):
         super().__init__()
-        self.answer, self.calls = torch.randn(SHAPE).clamp(-1, 1), 0
+        self.answer, self.calls = pictures(batch).clamp(-1, 1), 0
 
-    def forward(self, x, t=None, cond=None):
+    def __call__(self, x, t=None, cond=None):
         """Return the fixed tensor."""
         self.calls += 1
         return self.answer
+
+
+def pictures(batch: int) -> torch.Tensor:
+    """Return noise of the size of so many pictures."""
+    return torch.randn(batch, 1, 28, 28)
 
 
 def sampler_tasks() -> Tasks:
@@ -64,16 +72,21 @@ def sampler_tasks() -> Tasks:
     smalldiffusion the noise). Form "v": it says v, and turning that into x0 counts.
     The fused update itself is measured in microseconds.
     """
-    tasks: Tasks = {("overhead", "fused update", "direct"): fused_update}
-    for form in ("direct", "v"):
-        for name, (fake, run) in {**our_samplers(form), **peers(form)}.items():
-            tasks["overhead", name, form] = partial(in_updates, fake, run)
+    tasks: Tasks = {}
+    for batch in BATCHES:
+        unit = partial(fused_update, batch)
+        tasks["overhead", "fused update", f"direct, {batch}"] = unit
+        for form in ("direct", "v"):
+            samplers = {**our_samplers(form, batch), **peers(form, batch)}
+            for name, (fake, run) in samplers.items():
+                key = "overhead", name, f"{form}, {batch}"
+                tasks[key] = partial(in_updates, fake, run)
     return tasks
 
 
-def fused_update(repeats: int = 2 * CALLS) -> float:
+def fused_update(batch: int, repeats: int = 2 * CALLS) -> float:
     """Return the microseconds of x <- a x + b e, the least that a sampler can do."""
-    x, e = torch.randn(SHAPE), torch.randn(SHAPE)
+    x, e = pictures(batch), pictures(batch)
     with torch.no_grad():
         start = time.perf_counter()
         for _ in range(repeats):
@@ -87,37 +100,38 @@ def in_updates(fake: Fake, run: Callable[[], object], repeats: int = 2) -> float
     The call of the fake network itself is taken off. The unit is measured right before
     and right after.
     """
-    calls, before = fake.calls, fused_update()
+    calls, batch = fake.calls, len(fake.answer)
+    before = fused_update(batch)
     seconds = timed(lambda: [run() for _ in range(repeats)])
-    calls, x = fake.calls - calls, torch.empty(SHAPE)
-    seconds -= timed(lambda: [fake(x, None) for _ in range(calls)])
-    return 2e6 * seconds / calls / (before + fused_update())
+    calls = fake.calls - calls
+    seconds -= timed(lambda: [fake(None) for _ in range(calls)])
+    return 2e6 * seconds / calls / (before + fused_update(batch))
 
 
-def our_samplers(form: str) -> dict[str, Sampler]:
+def our_samplers(form: str, batch: int) -> dict[str, Sampler]:
     """Return our samplers; "direct" is denoise(x, t) -> x0, "v" a whole Denoiser."""
-    schedule, x, samplers = dl.linear_schedule(), torch.randn(SHAPE), {}
+    schedule, x, samplers = dl.linear_schedule(), pictures(batch), {}
     for step in OURS:
-        fake = Fake()
+        fake = Fake(batch)
         denoise = fake if form == "direct" else dl.Denoiser(fake, schedule, "v")
         run = partial(dl.sample, denoise, schedule, x, CALLS, step)
         samplers["ours: " + step.__name__.removesuffix("_step")] = fake, run
     return samplers
 
 
-def peers(form: str) -> dict[str, Sampler]:
+def peers(form: str, batch: int) -> dict[str, Sampler]:
     """Return the peers' samplers."""
     samplers = {
-        f"diffusers: {name.removesuffix('Scheduler')}": of_diffusers(name, form)
+        f"diffusers: {name.removesuffix('Scheduler')}": of_diffusers(name, form, batch)
         for name in THEIRS
     }
-    samplers["denoising-diffusion-pytorch: ddim_sample"] = of_lucidrains(form)
-    samplers["smalldiffusion: samples, DDIM"] = of_smalldiffusion(form, mu=0.0)
-    samplers["smalldiffusion: samples, DDPM"] = of_smalldiffusion(form, mu=0.5)
+    samplers["denoising-diffusion-pytorch: ddim_sample"] = of_lucidrains(form, batch)
+    samplers["smalldiffusion: samples, DDIM"] = of_smalldiffusion(form, batch, mu=0.0)
+    samplers["smalldiffusion: samples, DDPM"] = of_smalldiffusion(form, batch, mu=0.5)
     return samplers
 
 
-def of_diffusers(name: str, form: str) -> Sampler:
+def of_diffusers(name: str, form: str, batch: int) -> Sampler:
     """Return a scheduler, unclipped, in the loop that its pipelines run.
 
     PNDMScheduler does not take x0; most directly it takes the noise.
@@ -129,7 +143,7 @@ def of_diffusers(name: str, form: str) -> Sampler:
         scheduler.register_to_config(skip_prk_steps=True)
     if "clip_sample" in scheduler.config:
         scheduler.register_to_config(clip_sample=False)
-    fake, start = Fake(), torch.randn(SHAPE)
+    fake, start = Fake(batch), pictures(batch)
 
     def run():
         scheduler.set_timesteps(CALLS)
@@ -142,10 +156,10 @@ def of_diffusers(name: str, form: str) -> Sampler:
     return fake, run
 
 
-def of_lucidrains(form: str) -> Sampler:
+def of_lucidrains(form: str, batch: int) -> Sampler:
     """Return GaussianDiffusion.ddim_sample (it always clips x0), no progress bar."""
     lucidrains.tqdm = lambda steps, **_: steps
-    fake = Fake()
+    fake = Fake(batch)
     diffusion = lucidrains.GaussianDiffusion(
         fake,
         image_size=28,
@@ -154,14 +168,14 @@ def of_lucidrains(form: str) -> Sampler:
         beta_schedule="linear",
         auto_normalize=False,
     )
-    return fake, partial(diffusion.ddim_sample, SHAPE)
+    return fake, partial(diffusion.ddim_sample, (batch, 1, 28, 28))
 
 
-def of_smalldiffusion(form: str, mu: float) -> Sampler:
+def of_smalldiffusion(form: str, batch: int, mu: float) -> Sampler:
     """Return `samples`; mu = 0 is DDIM, 0.5 DDPM. It also draws noise where mu = 0."""
-    fake = Fake() if form == "direct" else smalldiffusion.PredV(Fake)()
+    fake = Fake(batch) if form == "direct" else smalldiffusion.PredV(Fake)(batch)
     sigmas = smalldiffusion.ScheduleDDPM().sample_sigmas(CALLS)
-    x, accelerator = torch.randn(SHAPE) * sigmas[0], Accelerator(cpu=True)
+    x, accelerator = pictures(batch) * sigmas[0], Accelerator(cpu=True)
 
     def run():
         for _ in smalldiffusion.samples(

@@ -122,23 +122,23 @@ def result(name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf8"))
 
 
-def by_row(name: str) -> dict[str, dict[str, np.ndarray]]:
+def by_row(name: str, common: bool = False) -> dict[str, dict[str, np.ndarray]]:
     """Return the runs of `result(name)`: of each row, every score over the seeds.
 
     A score is (runs, ...), in the order of the seeds; one that some run lacks is left
-    out. Rows come in the order of their first runs. Raises ValueError as `result` does.
+    out. common: only seeds that every row has, as long as a study is not finished. Rows
+    come in the order of their first runs. Raises ValueError as `result` does.
     """
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for run in sorted(result(name)["runs"], key=lambda run: run["seed"]):
-        rows.setdefault(run["row"], []).append(run)
-    return {
-        row: {
-            key: np.array([run[key] for run in runs])
-            for key in runs[0]
-            if all(key in run for run in runs)
-        }
-        for row, runs in rows.items()
-    }
+    runs = sorted(result(name)["runs"], key=lambda run: run["seed"])
+    rows = dict.fromkeys(run["row"] for run in runs)
+    seeds = [{run["seed"] for run in runs if run["row"] == row} for row in rows]
+    chosen = set.intersection(*seeds) if common else set.union(*seeds)
+    table = {}
+    for row in rows:
+        own = [run for run in runs if run["row"] == row and run["seed"] in chosen]
+        keys = [key for key in own[0] if all(key in run for run in own)]
+        table[row] = {key: np.array([run[key] for run in own]) for key in keys}
+    return table
 
 
 def mean_and_spread(values: Value, digits: int = 2) -> str:

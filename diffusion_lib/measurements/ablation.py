@@ -59,6 +59,7 @@ VARIANTS = {
     "EDM's prediction": Variant(prediction="edm", data_std=0.7),
     "straight lines": Variant("FlowSchedule", "flow"),
     "mirrored pictures": Variant(loss=mirrored_loss),
+    "width 32": Variant(width=32),
     "width 48": Variant(width=48),
     "width 96": Variant(width=96),
 }

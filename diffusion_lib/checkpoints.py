@@ -37,14 +37,14 @@ class Spec:
     data_std: float = 1.0
     decoder: str | None = None
 
-    def build(self) -> nn.Module:
+    def build(self) -> Any:
         """Return the module with fresh weights."""
         net = _make(networks, networks.__all__, self.net, self.net_options)
         if self.schedule is None:
             return net
         names = [n for n in vars(schedules) if n.endswith(("_schedule", "Schedule"))]
         schedule = _make(schedules, names, self.schedule, self.schedule_options)
-        decoder = self.decoder and load(self.decoder).requires_grad_(False)
+        decoder = load(self.decoder).requires_grad_(False) if self.decoder else None
         return Denoiser(net, schedule, self.prediction, self.data_std, decoder)
 
 
@@ -58,7 +58,7 @@ def _make(module: Any, names: list[str], name: str, options: dict[str, Any]) -> 
 
 
 def save(
-    path: str | Path, module: nn.Module, spec: Spec, facts: dict[str, Any] | None = None
+    path: str | Path, module: Any, spec: Spec, facts: dict[str, Any] | None = None
 ) -> None:
     """Write module (built from spec) to path, in half precision, in one move.
 
@@ -111,9 +111,10 @@ def available() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
-def load(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load(name: str | Path, device: str | torch.device = "cpu") -> Any:
     """Return the module of a shipped name or a file, in float32 and eval mode.
 
+    A Denoiser, or the bare network of a Spec without a schedule.
     Raises ValueError for an unknown name, a damaged file, or one not written by save;
     for latents, also if the decoder's weights have changed since.
     """

@@ -143,6 +143,7 @@ def lessons(
             n = size // len(sources)
             rows = torch.randint(len(x), (n,), generator=generator)
             drawn.append((x[rows], tokens[rows]))
-        return tuple(torch.cat(part) for part in zip(*drawn, strict=True))
+        x, tokens = (torch.cat(part) for part in zip(*drawn, strict=True))
+        return x, tokens
 
     return batches

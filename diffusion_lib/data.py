@@ -147,8 +147,8 @@ def image_folder(path: str | Path, size: int, channels: int = 3) -> Tensor:
     pictures = []
     for file in files:
         try:
-            with Image.open(file) as image:
-                image = ImageOps.exif_transpose(image)
+            with Image.open(file) as opened:
+                image = ImageOps.exif_transpose(opened)
                 image = image.convert("L" if channels == 1 else "RGB")
                 image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
         except (UnidentifiedImageError, OSError) as error:

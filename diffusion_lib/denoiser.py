@@ -1,5 +1,7 @@
 """One denoiser for every parameterisation: y = a x_0 + b eps, solved for x_0."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,9 @@ class Denoiser(nn.Module):
     where they are pictures already. Samplers never see it.
     Raises ValueError for "eps" on a schedule that ends without signal (alpha < 1e-3).
     """
+
+    net: Any  # nn.Module knows nothing of .channels or .null
+    decoder: Any
 
     def __init__(
         self,

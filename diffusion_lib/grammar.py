@@ -2,9 +2,10 @@
 
 import random
 import re
+from typing import Any
 
-Garment = tuple[int, int | None, int | None]  # label, brightness, shape
-Scene = tuple[Garment | None, Garment | None]  # what is on the left, on the right
+Garment = tuple[Any, ...]  # label, brightness or None, shape or None
+Scene = tuple[Any, ...]  # a Garment or None on the left, and on the right
 
 NOUNS = [  # of each class, one and many
     [("t-shirt", "t-shirts"), ("tee", "tees")],

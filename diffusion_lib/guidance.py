@@ -13,7 +13,7 @@ from .schedules import Schedule
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
-def given(denoiser: Denoiser, cond: Cond) -> Denoise:
+def given(denoiser: Denoiser, cond: Cond | None) -> Denoise:
     """Bind a condition: denoise(x, t) = denoiser(x, t, cond), each tensor (B, ...)."""
     return lambda x, t: denoiser(x, t, cond)
 

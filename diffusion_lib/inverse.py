@@ -59,7 +59,7 @@ def posterior_guided(
             at = x.detach().requires_grad_()
             x0 = denoise(at, t)
             seen = operator(x0)
-        spread = {
+        spread: Callable = {
             "point": lambda v: 0.0,
             "isotropic": lambda v: operator(r2 * _back(seen, x0, v)),
             "tweedie": lambda v: operator(gain * _back(seen, at, v)),

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import checkpoints, metrics
 from .baselines import kl_to_normal
 from .checkpoints import Spec
 from .data import fashion_mnist
 from .denoiser import Denoiser
-from .networks import Autoencoder
+from .networks import Autoencoder, NoisyClassifier
 from .recipes import RECIPES, Recipe, focused_loss, generator_facts
 from .text_recipes import captioned, captioned_for_the_judge, text_facts, text_loss
 from .tokens import VOCABULARY
@@ -57,11 +57,12 @@ def unlike(x: Tensor, y: Tensor) -> Tensor:
     u = x.new_full(x.shape[:1], 1e-3)
     pairs = zip(critic.maps(x, u), critic.maps(y, u), strict=True)
     gaps = [F.normalize(a, dim=1) - F.normalize(b, dim=1) for a, b in pairs]
-    return sum(gap.square().sum(1).mean((1, 2)) for gap in gaps)
+    half, quarter = (gap.square().sum(1).mean((1, 2)) for gap in gaps)
+    return half + quarter
 
 
 @lru_cache(maxsize=1)
-def _critic(device: torch.device) -> nn.Module:
+def _critic(device: torch.device) -> NoisyClassifier:
     return checkpoints.load(CRITIC, device).requires_grad_(False)
 
 

@@ -7,6 +7,7 @@ A term is an expectation over x_t: one draw of it is taken for each example.
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,10 +22,11 @@ from .process import (
 )
 from .schedules import Schedule
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
+Denoise = Callable[[Tensor, Tensor | float], Tensor]
+Nats = TypeVar("Nats", Tensor, float)
 
 
-def bits_per_dim(nats: Tensor | float, D: int) -> Tensor | float:
+def bits_per_dim(nats: Nats, D: int) -> Nats:
     """Return nats / (D ln 2): nats of a whole example in bits for each of D numbers."""
     if D < 1:
         raise ValueError(f"D counts the numbers of an example: got {D}")

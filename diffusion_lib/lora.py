@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,8 @@ from torch.nn.utils import parametrize
 from . import checkpoints
 from .networks import TextEncoder
 from .tokens import VOCABULARY, tokenise
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class LowRank(nn.Module):
@@ -142,7 +144,7 @@ def _changes(module: nn.Module, kind: type) -> list:
     return [part for part in module.modules() if isinstance(part, kind)]
 
 
-def merged(module: nn.Module) -> nn.Module:
+def merged(module: M) -> M:
     """Return a copy with plain weights, the changes computed into them.
 
     Its answers are the same to the last bit, its layers as fast as the base's.
@@ -150,17 +152,18 @@ def merged(module: nn.Module) -> nn.Module:
     return _plain(copy.deepcopy(module), keep=True)
 
 
-def removed(module: nn.Module) -> nn.Module:
+def removed(module: M) -> M:
     """Take what was added off, in place: every bit of the base is back."""
     return _plain(module, keep=False)
 
 
-def _plain(module: nn.Module, keep: bool) -> nn.Module:
+def _plain(module: M, keep: bool) -> M:
     """Plain weights again, changed or not.
 
     Not by torch's remove_parametrizations, which spoils every other copy of the module:
     copies share the class that it takes the property off.
     """
+    layer: Any
     for layer in list(module.modules()):
         if parametrize.is_parametrized(layer):
             frozen = layer.parametrizations.weight.original
@@ -188,7 +191,7 @@ def save_adaptor(
     checkpoints.expect(checkpoints.load(base), told, f"this was not made from {base}")
     words = [word for change in _changes(module, NewWords) for word in change.words]
     scales = [change.scale for change in _changes(module, LowRank)]
-    header = {"base": base, "base_hash": told, "words": words}
+    header: dict[str, Any] = {"base": base, "base_hash": told, "words": words}
     header |= {"scale": scales[0] if scales else 1.0, "facts": facts or {}}
     partial = path.with_suffix(".partial")
     tensors = {name: value.cpu().contiguous() for name, value in added.items()}
@@ -224,11 +227,12 @@ def load_adaptor(path: str | Path, base: nn.Module | None = None) -> nn.Module:
     for name, value in tensors.items():
         owner, _, kind = name.partition(".parametrizations.weight.0.")
         if kind == "A":
-            layer = module.get_submodule(owner)
+            layer: Any = module.get_submodule(owner)
             change = LowRank(layer.weight, len(value), header["scale"])
             parametrize.register_parametrization(layer, "weight", change)
         elif kind == "rows":
-            add_word(module, *header["words"], like="a")
+            (word,) = header["words"]
+            add_word(module, word, like="a")
     module.load_state_dict(tensors, strict=False)
     freeze(module)
     return module

@@ -10,7 +10,11 @@ from .denoiser import Cond, Denoiser
 from .process import check_data, q_sample
 from .schedules import Schedule
 
-DISTANCES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+DISTANCES: dict[str, Callable] = {
+    "l2": F.mse_loss,
+    "l1": F.l1_loss,
+    "huber": F.huber_loss,
+}
 
 
 def denoising_loss(

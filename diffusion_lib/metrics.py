@@ -12,13 +12,14 @@ from torch import Tensor
 
 from . import checkpoints
 from .data import fashion_mnist
+from .networks import Classifier
 from .process import check_data
 
 SCORER = "fashion-classifier"
 
 
 @lru_cache(maxsize=1)
-def scorer() -> torch.nn.Module:
+def scorer() -> Classifier:
     """Return the shipped classifier whose hidden layer gives the features."""
     return checkpoints.load(SCORER).requires_grad_(False)
 
@@ -93,8 +94,8 @@ def extrapolated_frechet(
         pairs = zip(a.split(n)[:k], b.split(n)[:k], strict=True)
         rows.append([1.0, 1 / n])
         means.append(sum(frechet_distance(*pair) for pair in pairs) / k)
-    rows, means = torch.tensor(rows).double(), torch.tensor(means).double()
-    f_inf, c = torch.linalg.lstsq(rows, means[:, None]).solution.flatten().tolist()
+    A, y = torch.tensor(rows).double(), torch.tensor(means).double()
+    f_inf, c = torch.linalg.lstsq(A, y[:, None]).solution.flatten().tolist()
     return f_inf, c
 
 
@@ -162,7 +163,8 @@ def copied(x: Tensor, train: Tensor, share: float = 1 / 3) -> Tensor:
 
 def _nearest(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Distances and indices of the k nearest rows of train, nearest first, (N, k)."""
-    check_data(x), check_data(train)
+    check_data(x)
+    check_data(train)
     if x.shape[1:] != train.shape[1:] or len(train) < k:
         raise ValueError(
             f"expected pictures of one shape and {k} to compare with at least, got "
@@ -236,7 +238,8 @@ def _radius(a: Tensor, k: int) -> Tensor:
 
 
 def _check_pair(a: Tensor, b: Tensor) -> None:
-    check_data(a), check_data(b)
+    check_data(a)
+    check_data(b)
     if (
         a.ndim != 2
         or b.ndim != 2

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .schedules import NOWHERE, Schedule, is_common
 
-Variance = str | Callable[[Schedule, Tensor, Tensor], Tensor]
+Variance = str | Callable  # the function: (schedule, t, s) -> () or (B,)
 
 
 def q_sample(schedule: Schedule, x0: Tensor, t: Tensor | float, eps: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def posterior_coefficients(
     t: Tensor | float,
     s: Tensor | float,
     eta: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor] | tuple[float, float, float]:
+) -> tuple:  # of tensors, or of floats for one common step
     """Return (a, b, std): x_s = a x_t + b x_0 + std z has the right marginal at s.
 
     std = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2); what is left of
@@ -159,7 +159,7 @@ def q_posterior(
     t: Tensor | float,
     s: Tensor | float,
     eta: float = 1.0,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | float]:
     """Return mean and std of x_s given x_t and x_0, for s < t.
 
     eta = 1 is the posterior q(x_s | x_t, x_0) of the chain (Ho et al. 2020, eq. 6-7);

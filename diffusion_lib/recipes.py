@@ -27,12 +27,12 @@ class Recipe:
     """Everything that makes a checkpoint: module, loss, data, settings of the loop."""
 
     spec: Spec
-    loss: Callable[[nn.Module, Any], Tensor]
+    loss: Callable[[Any, Any], Tensor]  # of the module, a batch
     batch: int
     steps: int
     settings: dict[str, Any] = field(default_factory=dict)
     note: str = ""
-    facts: Callable[[nn.Module, Tensor], dict[str, Any]] | None = None
+    facts: Callable[[Any, Tensor], dict[str, Any]] | None = None
     batches: Callable[..., Callable[[int], Any]] | None = None  # of size, seed
     make: Callable[[], nn.Module] | None = None  # what to begin with, if not fresh
 

@@ -42,7 +42,7 @@ class Schedule(ABC):
         """
         alpha, sigma = self.at(t, x)
         if isinstance(alpha, float):
-            return tuple(torch.tensor([alpha, sigma], dtype=torch.float64).unbind())
+            alpha, sigma = torch.tensor([alpha, sigma], dtype=torch.float64).unbind()
         return alpha, sigma
 
     def at(self, t: Tensor | float, x: Tensor):
@@ -50,7 +50,7 @@ class Schedule(ABC):
 
         Remembered: a sampler's loop asks for the same few times again and again.
         """
-        if is_common(t):
+        if not isinstance(t, Tensor) or is_common(t):
             return self._floats_at(float(t))[:2]
         if t.shape != x.shape[:1]:
             raise ValueError(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 Batch = tuple[Tensor, ...]
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class Settings:
 
 
 @dataclass
-class Run:
+class Run(Generic[M]):
     """What training returns: the module as trained, its average, losses, seconds."""
 
-    model: nn.Module
-    ema: nn.Module
+    model: M
+    ema: M
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -88,8 +89,8 @@ def shuffled(*tensors: Tensor, size: int, seed: int = 0) -> Callable[[int], Batc
 
 
 def train(
-    module: nn.Module,
-    loss: Callable[[nn.Module, Any], Tensor],
+    module: M,
+    loss: Callable[[M, Any], Tensor],
     batches: Callable[[int], Any],
     steps: int,
     *,
@@ -97,7 +98,7 @@ def train(
     save_every: int = 500,
     on_step: Callable[[int, float], None] | None = None,
     **settings: Any,
-) -> Run:
+) -> Run[M]:
     """Train module in place and return a Run; the average (EMA) is in run.ema.
 
     loss(module, batch) -> (B,) or (); batches(k) -> the k-th batch; settings: see
@@ -113,6 +114,8 @@ def train(
 
 
 class _Loop:
+    losses: list[float]
+
     def __init__(self, module, loss, batches, settings: Settings, folder):
         if settings.steps < 1 or settings.accumulate < 1 or not 0 <= settings.ema < 1:
             raise ValueError("steps and accumulate are at least 1, ema lies in [0, 1)")
@@ -216,19 +219,19 @@ class _Loop:
         partial = self.folder / "state.partial"
         save_file(tensors, partial, metadata=header)
         os.replace(partial, self.folder / "state.safetensors")
-        self._write_log()
+        self._write_log(self.folder)
 
     def _header(self) -> str:
         return json.dumps(self.settings.__dict__, sort_keys=True)
 
-    def _write_log(self) -> None:
-        partial = self.folder / "losses.partial"
+    def _write_log(self, folder: Path) -> None:
+        partial = folder / "losses.partial"
         with partial.open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["step", "loss", "rate"])
             for k, loss in enumerate(self.losses):
                 rows.writerow([k + 1, repr(loss), repr(self.settings.rate_at(k))])
-        os.replace(partial, self.folder / "losses.csv")
+        os.replace(partial, folder / "losses.csv")
 
     def _resume(self) -> None:
         path = None if self.folder is None else self.folder / "state.safetensors"

@@ -18,6 +18,7 @@ class Autoencoder(nn.Module):
     """
 
     factor = 4
+    scale: Tensor
 
     def __init__(self, channels: int = 1, latent: int = 4, width: int = 56):
         super().__init__()

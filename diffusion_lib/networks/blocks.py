@@ -26,6 +26,8 @@ class TimeEmbedding(nn.Module):
     (Tancik et al. 2020). In radians per unit of u.
     """
 
+    omega: Tensor
+
     def __init__(self, dim: int, frequencies: int = 32, kind: str = "sinusoidal"):
         super().__init__()
         if kind not in ("sinusoidal", "fourier"):

@@ -18,6 +18,8 @@ class Conditioned(nn.Module):
     empty caption is its "not said". Raises ValueError for classes below 1.
     """
 
+    classes: Any  # an int, or None
+
     def __init__(
         self,
         channels: int,

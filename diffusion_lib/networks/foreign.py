@@ -1,5 +1,7 @@
 """Networks of the library diffusers, called as ours are."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from .blocks import Cond
@@ -17,7 +19,7 @@ class FromDiffusers(nn.Module):
     said", of the same names, each (1, ...). Raises ValueError for other conditions.
     """
 
-    def __init__(self, net: nn.Module, T: int = 1000, nulls: Cond | None = None):
+    def __init__(self, net: Any, T: int = 1000, nulls: Cond | None = None):
         super().__init__()
         self.net, self.T, self.nulls = net, T, nulls or {}
         self.channels = net.config.in_channels

@@ -120,7 +120,7 @@ class _Parts(NamedTuple):
     skips: bool
     read: int | None
 
-    def listen(self, i: int) -> nn.Module | None:
+    def listen(self, i: int) -> Any:
         """Return the attention of level i to the words, if there are any."""
         return CrossAttention(self.widths[i], self.read) if self.read else None
 

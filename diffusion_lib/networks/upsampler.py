@@ -35,7 +35,8 @@ class Upsampler(nn.Module):
 
     def forward(self, x: Tensor, u: Tensor, cond: Cond | None = None) -> Tensor:
         """Return the net's output at x."""
-        low, level = self._told(x, cond or {})
+        cond = cond or {}
+        low, level = self._told(x, cond)
         rest = {k: v for k, v in cond.items() if k not in ("low_res", "level")}
         low = F.interpolate(low.to(x), x.shape[2:], mode="bilinear")
         plane = level.to(x).reshape(-1, 1, 1, 1).expand_as(x[:, :1])

@@ -43,4 +43,5 @@ def _picture(frame: Tensor, columns: int, scale: int) -> Image.Image:
 
     tiles = (frame.detach().float().cpu().clamp(-1, 1) + 1) / 2
     sheet = to_pil_image(make_grid(tiles, nrow=columns, padding=1, pad_value=1.0))
-    return sheet.resize((scale * sheet.width, scale * sheet.height), Image.NEAREST)
+    size = scale * sheet.width, scale * sheet.height
+    return sheet.resize(size, Image.Resampling.NEAREST)

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def trajectory(
 def noise_like(x: Tensor, generator: torch.Generator | None) -> Noise:
     """Return noise() -> N(0, I) of x's shape and type, drawn where the generator is."""
     device = x.device if generator is None else generator.device
-    kind = {"generator": generator, "device": device, "dtype": x.dtype}
+    kind: dict[str, Any] = {"generator": generator, "device": device, "dtype": x.dtype}
     return lambda: torch.randn(x.shape, **kind).to(x.device)
 
 

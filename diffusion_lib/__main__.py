@@ -11,6 +11,7 @@ import torch
 
 from . import checkpoints, data, measurements, metrics, recipes
 from .checkpoints import Spec
+from .denoiser import Denoiser
 from .distillation import student_settings
 from .measurements.shared import device
 from .tokens import tokenise
@@ -146,7 +147,7 @@ def _train_pictures(options, folder: Path, changes: dict) -> Path:
     return path
 
 
-def _start(name: str | None, channels: int) -> tuple[Spec, torch.nn.Module]:
+def _start(name: str | None, channels: int) -> tuple[Spec, Denoiser]:
     """A fresh U-Net, or a checkpoint to go on from, and how it is built."""
     if name is None:
         spec = Spec("UNet", {"channels": channels}, "cosine_schedule")
@@ -236,7 +237,7 @@ def score(options: argparse.Namespace) -> None:
     if Path(options.name).is_dir():
         pictures = data.image_folder(options.name, 28, channels=1)[: options.n]
     else:
-        label = torch.arange(options.n) % 10
+        label: torch.Tensor | None = torch.arange(options.n) % 10
         denoiser = _denoiser(options.name)
         if denoiser.net.classes is None:
             label = None

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from . import (
 )
 from .shared import Report, device
 
-MEASUREMENTS = {  # name: the function, and the library's files its values depend on
+# name: the function, and the library's files its values depend on
+MEASUREMENTS: dict[str, tuple[Callable, list[str]]] = {
     "scores": (scores.scores, ["samplers/*.py", "recipes.py", "metrics.py"]),
     "ablation": (
         ablation.ablation,

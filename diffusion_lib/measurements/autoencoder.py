@@ -23,7 +23,7 @@ from ..training import shuffled, train
 from .shared import Report, each_run, run_folder, unfinished
 
 STEPS, BATCH, N, SEEDS = 250, 128, 1000, 2
-SETTINGS = {"precision": "bf16", "ema": 0.98, "save_every": 50}
+SETTINGS: dict[str, Any] = {"precision": "bf16", "ema": 0.98, "save_every": 50}
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "the recipe": autoencoder_loss,
     "no rate": partial(autoencoder_loss, kl=0.0),
@@ -66,9 +66,9 @@ def trained_and_scored(row: str, seed: int) -> dict[str, Any]:
         net = UNet(**RECIPES["fashion-latent"].spec.net_options)
         denoiser = Denoiser(net, cosine_schedule(), "v", decoder=decoder)
         loss = partial(in_latents, focused_loss)
-        run = train(
+        latent = train(
             denoiser, loss, batches, STEPS, folder=folder / "denoiser", **settings
         )
-    pictures = generate(run.ema.eval(), N, 20, torch.arange(N) % 10, seed)
+    pictures = generate(latent.ema.eval(), N, 20, torch.arange(N) % 10, seed)
     rebuilt = reconstruction(decoder, N)
     return {"scale": scale, "reconstruction": rebuilt, **metrics.scores(pictures)}

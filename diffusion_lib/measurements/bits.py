@@ -104,7 +104,7 @@ def denoising_errors(
     The rows lie evenly in log t; every one takes its share of x0, in turn.
     """
     schedule, generator = denoiser.schedule, torch.Generator().manual_seed(seed)
-    t = torch.logspace(0, math.log10(schedule.T), points).round().unique().double()
+    t = torch.logspace(0, math.log10(schedule.t_max), points).round().unique().double()
     device, errors = next(denoiser.parameters()).device, []
     for i, row in enumerate(t):
         part = x0[i :: len(t)].to(device)

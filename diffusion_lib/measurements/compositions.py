@@ -71,12 +71,13 @@ def one_run(denoiser: Denoiser, kind: str, scale: float, seed: int) -> dict[str,
     written for, where only the judge can fail; None for a control, which has none.
     """
     judge, generator = checkpoints.load(JUDGE), torch.Generator().manual_seed(seed)
-    unseen, *control = kind.split()
-    unseen = None if unseen == "seen" else unseen
+    what, *control = kind.split()
+    unseen = None if what == "seen" else what
     canvases, captions, _ = caption_pictures("test", N, generator, unseen)
-    real = float(true_of(captions, judged(judge, canvases)).double().mean())
+    right = true_of(captions, judged(judge, canvases))
+    real: float | None = float(right.double().mean())
     if control:
-        captions, real = changed(captions, CHANGES[unseen]), None
+        captions, real = changed(captions, CHANGES[what]), None
     with torch.autocast(device(), torch.bfloat16):
         pictures, true = composed(denoiser, judge, captions, scale, CALLS, seed)
     return {

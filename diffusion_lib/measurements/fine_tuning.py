@@ -12,7 +12,9 @@ from torch import nn
 
 from .. import checkpoints
 from ..concept import WORD, learnt, lessons, own_samples, turned
+from ..denoiser import Denoiser
 from ..lora import add_lora, add_word, merged
+from ..networks import Classifier
 from ..text_recipes import JUDGE, text_loss
 from ..tokens import tokenise
 from ..training import train
@@ -59,7 +61,7 @@ def fine_tuning(report: Report) -> Iterator[dict[str, Any]]:
     pairs = product(METHODS, STEPS)
     rows = {f"{way}, {steps} steps": (way, steps) for way, steps in pairs}
     before = unfinished("fine-tuning", SEEDS * len(rows)) or {"runs": [], "spectra": {}}
-    found = {"base": base_learnt(judge)}
+    found: dict[str, Any] = {"base": base_learnt(judge)}
     found |= {key: before[key] for key in ("runs", "spectra")}
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
@@ -73,14 +75,14 @@ def fine_tuning(report: Report) -> Iterator[dict[str, Any]]:
     yield from each_run(found, rows, SEEDS, one_run, report, shown="asked")
 
 
-def base_learnt(judge: nn.Module) -> dict[str, float]:
+def base_learnt(judge: Classifier) -> dict[str, float]:
     """Return the scores of the model that knows the word, but was never taught it."""
     named = checkpoints.load("fashion-text")
     add_word(named, WORD, like="dark")
     return learnt(merged(named), judge)
 
 
-def taught(method: Method, batches, steps: int, seed: int) -> nn.Module:
+def taught(method: Method, batches, steps: int, seed: int) -> Denoiser:
     """Return the text model after steps of a method, its new word first like "dark".
 
     The scale 4 / rank makes first steps of Adam as long at every rank.
@@ -92,7 +94,7 @@ def taught(method: Method, batches, steps: int, seed: int) -> nn.Module:
         add_lora(denoiser, method.rank, scale=4 / method.rank)
     elif method.all:
         denoiser.requires_grad_(True)
-    settings = {"warmup": 5, "weight_decay": 0.0, "seed": seed}
+    settings: dict[str, Any] = {"warmup": 5, "weight_decay": 0.0, "seed": seed}
     train(denoiser, text_loss, batches, steps, rate=method.rate, **settings)
     return denoiser.cpu()
 

@@ -74,8 +74,8 @@ def thresholded(denoiser: Denoiser, label: Tensor, scale: float) -> Denoise:
 
 def by_a_worse_model(denoiser: Denoiser, label: Tensor, scale: float) -> Denoise:
     """Autoguidance: away from the same net with DAMAGE on its weights."""
-    bad = worse(denoiser, DAMAGE)
-    good, bad = (given(net, {"label": label}) for net in (denoiser, bad))
+    nets = denoiser, worse(denoiser, DAMAGE)
+    good, bad = (given(net, {"label": label}) for net in nets)
     return extrapolated(good, bad, scale)
 
 

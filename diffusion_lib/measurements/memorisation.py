@@ -20,7 +20,7 @@ from ..training import shuffled, train
 from .shared import Report, device, each_run, run_folder, unfinished
 
 SIZES = (16, 128, 1024, 60_000)
-SETTINGS = {"precision": "bf16", "ema": 0.98, "save_every": 50}
+SETTINGS: dict[str, Any] = {"precision": "bf16", "ema": 0.98, "save_every": 50}
 HELD_OUT = 500  # test pictures
 
 
@@ -99,7 +99,7 @@ def losses(denoiser: Denoiser, x: Tensor) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     eps = torch.randn(unseen.shape, generator=generator)
     order = torch.randperm(HELD_OUT, generator=generator)
-    times = torch.linspace(1, denoiser.schedule.T, HELD_OUT).round()[order]
+    times = torch.linspace(1, denoiser.schedule.t_max, HELD_OUT).round()[order]
     to = next(denoiser.parameters())
     return {
         name: float(denoising_loss(denoiser, x0.to(to), t=times, eps=eps.to(to)).mean())

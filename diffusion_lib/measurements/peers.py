@@ -32,8 +32,8 @@ class Contestant:
     """
 
     module: nn.Module
-    loss: Callable[[nn.Module, Batch], Tensor]
-    sample: Callable[[nn.Module, int, int], Tensor]
+    loss: Callable[[Any, Batch], Tensor]
+    sample: Callable[[Any, int, int], Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,7 +72,7 @@ def twenty_calls(denoiser: Denoiser, n: int, seed: int) -> Tensor:
 
 def diffusers_shaped() -> nn.Module:
     """Return UNet2DModel with most of its weight at 14 x 14 and 7 x 7."""
-    net = diffusers.UNet2DModel(
+    net: Any = diffusers.UNet2DModel(
         sample_size=28,
         in_channels=1,
         out_channels=1,
@@ -117,7 +117,7 @@ def of_diffusers() -> Contestant:
 
     Noise prediction on the linear schedule; sampled by DDIM, as it comes.
     """
-    net = diffusers.UNet2DModel(
+    net: Any = diffusers.UNet2DModel(
         sample_size=28,
         in_channels=1,
         out_channels=1,
@@ -125,7 +125,7 @@ def of_diffusers() -> Contestant:
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     )
-    noising = diffusers.DDPMScheduler()
+    noising: Any = diffusers.DDPMScheduler()
 
     def loss(net: nn.Module, batch: Batch) -> Tensor:
         x0, _ = batch
@@ -133,7 +133,7 @@ def of_diffusers() -> Contestant:
         return F.mse_loss(net(noising.add_noise(x0, eps, t), t).sample, eps)
 
     def sample(net: nn.Module, n: int, seed: int) -> Tensor:
-        scheduler = diffusers.DDIMScheduler()
+        scheduler: Any = diffusers.DDIMScheduler()
         scheduler.set_timesteps(CALLS)
         x = torch.randn(n, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
         for t in scheduler.timesteps:
@@ -151,7 +151,7 @@ def of_lucidrains() -> Contestant:
         net, image_size=28, sampling_timesteps=CALLS
     )
 
-    def sample(diffusion: nn.Module, n: int, seed: int) -> Tensor:
+    def sample(diffusion: Any, n: int, seed: int) -> Tensor:
         lucidrains.tqdm = lambda steps, **_: steps
         torch.manual_seed(seed)
         parts = [
@@ -173,7 +173,7 @@ def of_smalldiffusion() -> Contestant:
     net = kind(28, 1, 1, ch=64, ch_mult=(1, 1, 2), attn_resolutions=(14,))
     schedule = smalldiffusion.ScheduleLogLinear(800, 0.01, 20)
 
-    def loss(net: nn.Module, batch: Batch) -> Tensor:
+    def loss(net: Any, batch: Batch) -> Tensor:
         x0, sigma, eps, _ = smalldiffusion.generate_train_sample(batch[0], schedule)
         return net.get_loss(x0, sigma, eps)
 

@@ -86,14 +86,15 @@ def contestants() -> dict[str, Callable[[], "Contestant"]]:
         peers.lucidrains_shaped,
         peers.smalldiffusion_shaped,
     )
+    by_our_recipe = {
+        f"{name}, our recipe": lambda build=build: peers.by_our_recipe(build())
+        for name, build in zip(PEERS, shaped, strict=True)
+    }
     as_they_come = peers.of_diffusers, peers.of_lucidrains, peers.of_smalldiffusion
     return {
         "ours": ours,
         **dict(zip(PEERS, as_they_come, strict=True)),
-        **{
-            f"{name}, our recipe": lambda build=build: peers.by_our_recipe(build())
-            for name, build in zip(PEERS, shaped, strict=True)
-        },
+        **by_our_recipe,
         "ours, uniform times": lambda: ours(uniform),
         "ours, eps on the linear schedule": lambda: ours(
             uniform, linear_schedule, "eps"
@@ -147,16 +148,11 @@ def speeds(
         for name, build in known.items():
             marks: list[float] = []
             one = build()
-            train(
-                one.module,
-                one.loss,
-                batches,
-                4,
-                on_step=lambda step, loss, marks=marks: marks.append(
-                    time.perf_counter()
-                ),
-                **one.settings,
-            )
+
+            def mark(step, loss, marks=marks):
+                marks.append(time.perf_counter())
+
+            train(one.module, one.loss, batches, 4, on_step=mark, **one.settings)
             values[name].append(3 * BATCH / (marks[-1] - marks[0]))
     for name, row in values.items():
         report(f"{name}: {', '.join(f'{v:.0f}' for v in row)} pictures/s")

@@ -15,7 +15,7 @@ from ..schedules import Schedule
 from .shared import Report, device, each_run, unfinished
 
 CALLS, N, SEEDS = (5, 10, 20, 50), 1000, 3
-ONE_CALL = {  # a step takes one network call
+ONE_CALL: dict[str, Callable] = {  # a step takes one network call
     "DDPM": samplers.ddpm_step,
     "DDPM, variance beta": partial(samplers.ddpm_step, variance="beta"),
     "DDIM": samplers.ddim_step,
@@ -27,14 +27,14 @@ ONE_CALL = {  # a step takes one network call
     "UniPC": samplers.unipc_step,
     "UniPC of order 3": partial(samplers.unipc_step, order=3),
 }
-TWO_CALLS = {  # but for Heun's last
+TWO_CALLS: dict[str, Callable] = {  # but for Heun's last
     "Heun": samplers.heun_step,
     "Heun, churned": samplers.churned(samplers.heun_step, 0.2),
     "DPM-Solver-2": samplers.dpm_solver_2_step,
     "DDIM, corrected": samplers.corrected(samplers.ddim_step, snr=0.1),
 }
 MORE_AT_FIRST = {"PLMS": samplers.plms_step}  # one more call at the first step
-GRIDS = {
+GRIDS: dict[str, Callable] = {
     "uniform": grids.uniform_times,
     "quadratic": grids.quadratic_times,
     "log-SNR": partial(grids.log_snr_times, first=-8.5, last=9.0),
@@ -75,9 +75,8 @@ def sampler_study(report: Report) -> Iterator[dict[str, Any]]:
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
         calls, step, times = rows[row]
-        settings = {"step": step, "times": times}
         with torch.autocast(device(), torch.bfloat16):
-            pictures = generate(denoiser, N, calls, label, seed, **settings)
+            pictures = generate(denoiser, N, calls, label, seed, step=step, times=times)
         inside = pictures.float().clamp(-1, 1)
         outside = float((pictures.abs() > 1.05).double().mean())
         return {"calls": calls, "outside": outside, **metrics.scores(inside)}

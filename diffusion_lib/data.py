@@ -110,7 +110,7 @@ def _download(cache: Path) -> str | None:
 
 def _idx(folder: Path, name: str) -> Tensor:
     """Read one idx file, plain or gzipped, and check that it is the known one."""
-    path = _file(folder, name)
+    path = _file(folder, name) or folder / name  # gone? reading it says which
     raw = path.read_bytes()
     try:
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw

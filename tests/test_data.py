@@ -63,6 +63,14 @@ def test_a_truncated_download_is_refused(elsewhere):
         data.fashion_mnist("test")
 
 
+def test_a_file_that_is_gone_is_named(elsewhere, monkeypatch):
+    name = "t10k-labels-idx1-ubyte"
+    monkeypatch.setattr(data, "fashion_mnist_folder", lambda: elsewhere)
+    data._file(elsewhere, name).unlink()  # after the folder was looked through
+    with pytest.raises(FileNotFoundError, match=name):
+        data.fashion_mnist("test")
+
+
 def test_without_data_every_way_to_get_them_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -237,10 +237,9 @@ def score(options: argparse.Namespace) -> None:
     if Path(options.name).is_dir():
         pictures = data.image_folder(options.name, 28, channels=1)[: options.n]
     else:
-        label: torch.Tensor | None = torch.arange(options.n) % 10
         denoiser = _denoiser(options.name)
-        if denoiser.net.classes is None:
-            label = None
+        labelled = getattr(denoiser.net, "classes", None) is not None
+        label = torch.arange(options.n) % 10 if labelled else None
         pictures = recipes.generate(
             denoiser,
             options.n,

@@ -48,7 +48,7 @@ def controlled(base: Denoiser, control: Control, strength: float = 1.0) -> Denoi
     The base's weights are shared, not copied.
     """
     net = Controlled(base.net, control, strength)
-    return Denoiser(net, base.schedule, base.prediction, base.data_std)
+    return Denoiser(net, base.schedule, base.prediction, base.data_std, base.decoder)
 
 
 def load_controlled(name: str = "fashion-control", strength: float = 1.0) -> Denoiser:

@@ -17,6 +17,7 @@ from diffusion_lib.control import (
     edges,
     load_controlled,
 )
+from diffusion_lib.denoiser import Denoiser
 from diffusion_lib.recipes import RECIPES, generate, run_recipe
 from diffusion_lib.training import shuffled, train
 
@@ -186,6 +187,12 @@ def test_a_fingerprint_survives_the_file_and_sees_one_bit(base, tmp_path):
     kept = fingerprint(base)
     base.net.stem.weight[0, 0, 0, 0] += 1e-2
     assert fingerprint(base) != kept
+
+
+def test_a_controlled_latent_model_keeps_its_decoder(base):
+    decoder = torch.nn.Identity()
+    latent = Denoiser(base.net, base.schedule, base.prediction, decoder=decoder)
+    assert controlled(latent, copied(base)).decoder is decoder
 
 
 def test_samples_have_the_size_asked_for(base, fashion):

@@ -81,6 +81,12 @@ def test_a_folder_of_pictures_is_scored(tmp_path, fashion, capsys):
     assert 0 < float(printed[printed.index("frechet") + 1]) < 50
 
 
+def test_a_model_that_needs_more_than_noise_says_so(capsys):
+    for command in ("sample", "score"):
+        assert main([command, "fashion-upsampler-14", "--n", "2"]) == 2
+        assert "needs 'low_res' and 'level'" in capsys.readouterr().err
+
+
 def test_list_and_measure_tell_what_there_is(capsys):
     for command in (["list"], ["measure"], ["measure", "--stale"], ["data"]):
         assert main(command) == 0

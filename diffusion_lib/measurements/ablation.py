@@ -1,4 +1,4 @@
-"""The recipe of the shipped pixel model with one thing changed at a time.
+"""The recipe of the shipped pixel model, changed in one thing or a pair at a time.
 
 Every variant gets the same number of operations, so a wider net takes fewer steps.
 Interrupted, the measurement goes on where it was.

@@ -38,12 +38,16 @@ class Recipe:
 
 
 def label_loss(
-    denoiser: Denoiser, batch: tuple[Tensor, Tensor], times=None, drop: float = 0.15
+    denoiser: Denoiser,
+    batch: tuple[Tensor, Tensor],
+    times: Tensor | None = None,
+    drop: float = 0.15,
+    weight: Callable[[Denoiser, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The denoising loss on (pictures, labels), a share of the labels dropped, (B,)."""
     x0, label = batch
     cond = dropped(denoiser, {"label": label}, drop)
-    return denoising_loss(denoiser, x0, cond, times)
+    return denoising_loss(denoiser, x0, cond, times, weight=weight)
 
 
 def focused_times(schedule: Schedule, n: int) -> Tensor:

@@ -47,7 +47,7 @@ def test_labels_reach_the_net_or_are_dropped(fashion, drop, nulls):
 def test_focused_times_are_where_the_docstring_says(fashion, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        recipes, "denoising_loss", lambda d, x0, cond, t: seen.append(t) or t
+        recipes, "denoising_loss", lambda d, x0, cond, t, weight: seen.append(t) or t
     )
     denoiser = SMALL.build()
     for _ in range(100):

@@ -6,20 +6,20 @@ Interrupted, the measurement goes on where it was.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoints import Spec
 from ..data import fashion_mnist
 from ..denoiser import Denoiser
-from ..losses import denoising_loss, dropped, min_snr
+from ..losses import min_snr
 from ..networks import UNet
 from ..recipes import RECIPES, focused_loss, label_loss
 from ..training import shuffled, train
-from .shared import Report, each_run, painted_scores, run_folder, unfinished
+from .shared import Report, each_run, operations, painted_scores, run_folder, unfinished
 
 RECIPE = "the recipe"
 WIDTH = 64
@@ -36,12 +36,6 @@ class Variant:
     width: int = WIDTH
 
 
-def min_snr_loss(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """`label_loss` at uniform times, weighted by min-SNR (Hang et al. 2023), (B,)."""
-    cond = dropped(denoiser, {"label": batch[1]}, 0.15)
-    return denoising_loss(denoiser, batch[0], cond, weight=min_snr())
-
-
 def mirrored_loss(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
     """`focused_loss` of pictures of which every second one is mirrored, (B,)."""
     x0, label = batch
@@ -53,7 +47,9 @@ def mirrored_loss(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
 VARIANTS = {
     RECIPE: Variant(),
     "uniform times": Variant(loss=label_loss),
-    "uniform times, min-SNR weights": Variant(loss=min_snr_loss),
+    "uniform times, min-SNR weights": Variant(
+        loss=partial(label_loss, weight=min_snr())
+    ),
     "linear schedule": Variant("linear_schedule"),
     "linear schedule, eps": Variant("linear_schedule", "eps"),
     "EDM's prediction": Variant(prediction="edm", data_std=0.7),
@@ -78,18 +74,13 @@ def ablation(
     found["runs"] = before["runs"]
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
-        share = operations(WIDTH) / operations(VARIANTS[row].width)
-        return trained_and_scored(row, seed, round(steps * share), n)
+        ours, its = (
+            operations(UNet(width=width, classes=10))
+            for width in (WIDTH, VARIANTS[row].width)
+        )
+        return trained_and_scored(row, seed, round(steps * ours / its), n)
 
     yield from each_run(found, VARIANTS, seeds, one_run, report)
-
-
-def operations(width: int) -> int:
-    """Return the floating-point operations of one call of the U-Net for one picture."""
-    net = UNet(width=width, classes=10)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.zeros(1, 1, 28, 28), torch.zeros(1))
-    return counter.get_total_flops()
 
 
 def trained_and_scored(row: str, seed: int, steps: int, n: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import fashion_mnist
 from ..denoiser import Denoiser
@@ -19,7 +18,7 @@ from ..networks import MLP, Transformer, UNet
 from ..recipes import unlabelled_loss
 from ..schedules import cosine_schedule
 from ..training import shuffled, train
-from .shared import Report, each_run, painted_scores, run_folder, unfinished
+from .shared import Report, each_run, operations, painted_scores, run_folder, unfinished
 
 LEVELS = tuple(range(50, 1000, 100))  # times at which the loss is measured
 SETTINGS: dict[str, Any] = {"precision": "bf16", "ema": 0.98, "save_every": 50}
@@ -75,16 +74,14 @@ def architecture(
 
 def costs() -> dict[str, dict[str, float]]:
     """Return each net's millions of parameters and 10^9 operations for one picture."""
-    x, u, table = torch.zeros(1, 1, 28, 28), torch.zeros(1), {}
-    for name, build in NETS.items():
-        net = build()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net(x, u)
-        table[name] = {
+    nets = {name: build() for name, build in NETS.items()}
+    return {
+        name: {
             "millions": sum(p.numel() for p in net.parameters()) / 1e6,
-            "gflop": counter.get_total_flops() / 1e9,
+            "gflop": operations(net) / 1e9,
         }
-    return table
+        for name, net in nets.items()
+    }
 
 
 def trained_and_scored(

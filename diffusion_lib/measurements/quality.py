@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .peers import Contestant
 
 BATCH, N, SEEDS, SHOWN = 128, 2000, 3, 16
-PACE = 222  # pictures of ours a second, modest for 2 cores: 381 were measured
+PACE = 222  # pictures of ours a second, modest for 2 cores
 PEERS = ("diffusers", "denoising-diffusion-pytorch", "smalldiffusion")
 SAME_NET = (  # trained as fast as "ours", whose speed serves them all
     "ours, uniform times",

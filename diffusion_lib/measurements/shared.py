@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from .. import metrics
 from ..data import cache_folder
@@ -74,6 +76,13 @@ def painted_scores(
     with torch.autocast(device(), torch.bfloat16):
         pictures = generate(denoiser.eval(), n, 20, label, seed)
     return metrics.scores(pictures.float().clamp(-1, 1))
+
+
+def operations(net: nn.Module) -> int:
+    """Return the floating-point operations of one call for one 28 x 28 picture."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, 1, 28, 28), torch.zeros(1))
+    return counter.get_total_flops()
 
 
 @contextmanager

@@ -29,11 +29,14 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Settings:
-    """What shapes a run. rate: peak of AdamW's learning rate; clip: of the gradient."""
+    """What shapes a run. rate: peak of AdamW's learning rate; clip: of the gradient.
+
+    warmup: steps in which the rate rises; None: an eighth of all, at most 100.
+    """
 
     steps: int
     rate: float = 2e-3
-    warmup: int = 100
+    warmup: int | None = None
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 1e-3
     clip: float = 1.0
@@ -44,7 +47,8 @@ class Settings:
 
     def rate_at(self, step: int) -> float:
         """Return the rate of a step: a linear warm-up, then half a cosine down to 0."""
-        rise = min(1.0, (step + 1) / max(self.warmup, 1))
+        warmup = min(100, self.steps // 8) if self.warmup is None else self.warmup
+        rise = min(1.0, (step + 1) / max(warmup, 1))
         return self.rate * rise * (1 + math.cos(math.pi * step / self.steps)) / 2
 
     def ema_at(self, updates: int) -> float:

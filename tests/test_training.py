@@ -55,6 +55,9 @@ def test_the_rate_warms_up_and_falls_by_half_a_cosine():
     falling = [rate_at(k) for k in range(10, 101)]
     assert falling == sorted(falling, reverse=True)
     assert Settings(steps=10, rate=0.5, warmup=0).rate_at(0) == 0.5
+    for steps, warmup in ((1000, 100), (400, 50), (3, 1)):
+        given = Settings(steps, warmup=warmup)
+        assert all(Settings(steps).rate_at(k) == given.rate_at(k) for k in range(steps))
 
 
 def test_the_first_step_is_adam_s():

@@ -21,7 +21,12 @@ from ..training import shuffled, train
 from .shared import Report, each_run, operations, painted_scores, run_folder, unfinished
 
 LEVELS = tuple(range(50, 1000, 100))  # times at which the loss is measured
-SETTINGS: dict[str, Any] = {"precision": "bf16", "ema": 0.98, "save_every": 50}
+SETTINGS: dict[str, Any] = {
+    "precision": "bf16",
+    "ema": 0.98,
+    "warmup": 100,
+    "save_every": 50,
+}
 
 
 class Timeless(UNet):

@@ -39,6 +39,7 @@ SAME_NET = (  # trained as fast as "ours", whose speed serves them all
     "ours, uniform times",
     "ours, eps on the linear schedule",
 )
+VARIED = ("float32", "width 48", "width 32")
 ROWS = {  # name: (the contestant's name, seconds of training)
     "ours": ("ours", 480),
     "VAE": ("VAE", 480),
@@ -48,7 +49,7 @@ ROWS = {  # name: (the contestant's name, seconds of training)
     "ours, a quarter of the steps": ("ours", 120),
     **{name: (name, 480) for name in SAME_NET},
     "ours, 25 minutes": ("ours", 1500),
-    "ours, float32": ("ours, float32", 480),
+    **{f"ours, {kind}": (f"ours, {kind}", 480) for kind in VARIED},
 }
 
 
@@ -62,9 +63,13 @@ def contestants() -> dict[str, Callable[[], "Contestant"]]:
         ) from None
 
     def ours(
-        loss=unlabelled_loss, schedule=cosine_schedule, prediction="v", **settings
+        loss=unlabelled_loss,
+        schedule=cosine_schedule,
+        prediction="v",
+        width=64,
+        **settings,
     ):
-        denoiser = Denoiser(networks.UNet(), schedule(), prediction)
+        denoiser = Denoiser(networks.UNet(width=width), schedule(), prediction)
         settings = {"precision": "bf16", "ema": 0.995, "rate": 2e-3, **settings}
         return peers.Contestant(denoiser, loss, peers.twenty_calls, settings)
 
@@ -100,6 +105,8 @@ def contestants() -> dict[str, Callable[[], "Contestant"]]:
             uniform, linear_schedule, "eps"
         ),
         "ours, float32": lambda: ours(precision="no"),
+        "ours, width 48": lambda: ours(width=48),
+        "ours, width 32": lambda: ours(width=32),
         "VAE": lambda: baseline(networks.VAE(), vae_loss, ema=0.995, rate=2e-3),
         "GAN": lambda: baseline(
             networks.GAN(width=32), gan_loss, ema=0.99, betas=(0.5, 0.99), rate=1e-3

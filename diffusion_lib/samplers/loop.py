@@ -39,13 +39,22 @@ def trajectory(
     noise of stochastic steps; on any device. Raises ValueError for an empty x, times
     that repeat, turn back or start at 0, and at the end if x is NaN or infinite.
     """
+    frames = _frames(denoise, schedule, x, times, step, generator)
+    with torch.no_grad():
+        frame = next(frames)
+    while frame is not None:
+        yield frame
+        with torch.no_grad():
+            frame = next(frames, None)
+
+
+def _frames(denoise, schedule, x, times, step, generator) -> Iterator[Frame]:
+    """As `trajectory`, for a caller that keeps no gradients."""
     check_data(x)
     times = checked_times(schedule, times)
-    noise = noise_like(x, generator)
-    state, quiet = None, torch.no_grad()
+    noise, state = noise_like(x, generator), None
     for t, s in pairwise(times.unbind()):
-        with quiet:
-            x, x0, state = step(denoise, schedule, x, t, s, state, noise)
+        x, x0, state = step(denoise, schedule, x, t, s, state, noise)
         yield Frame(s, x, x0)
     if not is_finite(x):
         raise ValueError(
@@ -85,5 +94,7 @@ def sample(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Return the last x of `trajectory` (same arguments and errors), (B, ...)."""
-    (last,) = deque(trajectory(denoise, schedule, x, times, step, generator), maxlen=1)
+    with torch.no_grad():
+        frames = _frames(denoise, schedule, x, times, step, generator)
+        (last,) = deque(frames, maxlen=1)
     return last.x

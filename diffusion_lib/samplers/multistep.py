@@ -131,7 +131,7 @@ def dpmpp_step(denoise, schedule, x, t, s, state, noise, order: int, eta: float)
     past = [(float(t), x0), *(state or [])][:order]
     a, weights, std = x0_plan(schedule, times_of(past), float(s), eta)
     mean = combined(x, a, weights, past)
-    return (mean + std * noise() if std > 0 else mean), x0, past
+    return (mean + std * noise() if std > 0 else mean), x0, past[: order - 1]
 
 
 def dpmpp_2m_step(denoise, schedule, x, t, s, state=None, noise=None, eta: float = 0.0):
@@ -183,7 +183,7 @@ def deis_step(denoise, schedule, x, t, s, state=None, noise=None, order: int = 3
     if planned is None:
         x_s, _, _ = ddim_step(lambda x, t: x0, schedule, x, t, s)
         return x_s, x0, past if schedule.at(t, x)[0] > 0 else None
-    return combined(x, *planned, past), x0, past
+    return combined(x, *planned, past), x0, past[: order - 1]
 
 
 def plms_step(denoise, schedule, x, t, s, state=None, noise=None):
@@ -204,10 +204,11 @@ def plms_step(denoise, schedule, x, t, s, state=None, noise=None):
         both = [*past, ahead]
         planned = plms_plan(schedule, times_of(both), float(s), (1, 1))
         x_s = combined(x, *planned, both)
-    return x_s, x0, past
+    return x_s, x0, past[:3]
 
 
 def _with_left(schedule: Schedule, x: Tensor, t, x0: Tensor, state=None) -> Past:
     """The state with one more answer: what alpha x0_hat leaves of x, sigma eps_hat."""
+    t = float(t)
     alpha, _ = schedule.at(t, x)
-    return [(float(t), torch.sub(x, x0, alpha=alpha)), *(state or [])]
+    return [(t, torch.sub(x, x0, alpha=alpha)), *(state or [])]

@@ -1,39 +1,50 @@
-"""The scores of the shipped pixel model."""
+"""The scores of the shipped pixel model. Interrupted, the measurement goes on."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from .. import checkpoints, metrics
+from ..denoiser import Denoiser
 from ..recipes import generate
-from .shared import Report, device, summary
+from .shared import Report, device, each_run, unfinished
+
+SEEDS = 3
+ROWS = {  # name: (pictures, steps, scale of guidance, which doubles the calls)
+    "20 calls": (2000, 20, 1.0),
+    "10 calls": (2000, 10, 1.0),
+    "50 calls": (2000, 50, 1.0),
+    "20 calls, guided (1.5)": (2000, 10, 1.5),
+    "20 calls, guided (2)": (2000, 10, 2.0),
+    "40 calls, guided (2)": (2000, 20, 2.0),
+    "20 calls, unlabelled": (2000, 20, 1.0),
+}
+ONCE = {"20 calls, 10,000 pictures": (10_000, 20, 1.0)}  # one seed
 
 
-def scores(report: Report) -> dict[str, Any]:
-    """Score fashion-unet: 2,000 pictures (3 seeds) and 10,000 (1), in 20 and 50 steps.
+def scores(report: Report) -> Iterator[dict[str, Any]]:
+    """Score the pictures of fashion-unet. Yields after every run.
 
-    Labels are spread evenly over the classes. Two rows are guided (two calls a step),
-    a last one leaves the labels out.
+    Labels are spread evenly over the classes; the row "unlabelled" leaves them out.
     """
     denoiser = checkpoints.load("fashion-unet").to(device())
-    rows = {}
-    for name, n, steps, seeds, scale in [
-        ("20 calls, n = 2,000", 2000, 20, 3, 1.0),
-        ("50 calls, n = 2,000", 2000, 50, 3, 1.0),
-        ("20 calls, n = 10,000", 10_000, 20, 1, 1.0),
-        ("50 calls, n = 10,000", 10_000, 50, 1, 1.0),
-        ("20 guided steps (1.5), n = 2,000", 2000, 20, 3, 1.5),
-        ("20 guided steps (2), n = 2,000", 2000, 20, 3, 2.0),
-        ("20 calls, n = 2,000, unlabelled", 2000, 20, 3, 1.0),
-    ]:
-        label = None if "unlabelled" in name else torch.arange(n) % 10
-        runs = []
-        for seed in range(seeds):
-            pictures = generate(denoiser, n, steps, label, seed, scale=scale)
-            runs.append({**metrics.scores(pictures), **_classes(pictures, label)})
-            report(f"{name}, seed {seed}: Frechet {runs[-1]['frechet']:.3f}")
-        rows[name] = summary(runs)
-    return {"values": rows}
+    total = SEEDS * len(ROWS) + len(ONCE)
+    found = {"runs": (unfinished("scores", total) or {"runs": []})["runs"]}
+
+    def one_run(row: str, seed: int) -> dict[str, Any]:
+        return scored(denoiser, row, seed)
+
+    yield from each_run(found, ROWS, SEEDS, one_run, report)
+    yield from each_run(found, ONCE, 1, one_run, report)
+
+
+def scored(denoiser: Denoiser, row: str, seed: int) -> dict[str, Any]:
+    """Paint and score the pictures of one row."""
+    n, steps, scale = (ROWS | ONCE)[row]
+    label = None if "unlabelled" in row else torch.arange(n) % 10
+    pictures = generate(denoiser, n, steps, label, seed, scale=scale)
+    return {**metrics.scores(pictures), **_classes(pictures, label)}
 
 
 def _classes(pictures: torch.Tensor, label: torch.Tensor | None) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """What the measurements share: where they run, and how runs are summed up."""
 
 import shutil
-import statistics
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,16 +22,6 @@ Report = Callable[[str], None]
 def device() -> str:
     """Return "cuda" where there is a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Return each score's mean and standard deviation over runs, and their number."""
-    table: dict[str, Any] = {"seeds": len(runs)}
-    for key in runs[0]:
-        values = [run[key] for run in runs]
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        table[key] = {"mean": statistics.fmean(values), "sd": spread}
-    return table
 
 
 def unfinished(name: str, total: int) -> dict[str, Any] | None:

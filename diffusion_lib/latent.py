@@ -88,8 +88,11 @@ def reconstruction(autoencoder: Autoencoder, n: int = 2000) -> dict[str, float]:
     rmse, of pixels in [-1, 1]; unlike; nats: mean KL of a picture's posterior; noise:
     root mean square of its deviation, over that of the means; then `metrics.scores`
     of the decoded means. Those compare with the first n test pictures, so others are
-    rebuilt here: a picture beside its own copy would score too well. At most 5,000.
+    rebuilt here: a picture beside its own copy would score too well. Raises ValueError
+    unless 1 <= n <= 5,000.
     """
+    if not 1 <= n <= 5000:
+        raise ValueError(f"n = {n}: of 10,000 test pictures at most half can be rebuilt")
     x = fashion_mnist("test")[0][n : 2 * n]
     parts = [autoencoder.posterior(part) for part in x.split(500)]
     mean, log_std = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -127,12 +127,15 @@ def by_row(name: str, common: bool = False) -> dict[str, dict[str, np.ndarray]]:
 
     A score is (runs, ...), in the order of the seeds; one that some run lacks is left
     out. common: only seeds that every row has, as long as a study is not finished. Rows
-    come in the order of their first runs. Raises ValueError as `result` does.
+    come in the order of their first runs. Raises ValueError as `result` does, and if no
+    seed is common.
     """
     runs = sorted(result(name)["runs"], key=lambda run: run["seed"])
     rows = dict.fromkeys(run["row"] for run in runs)
     seeds = [{run["seed"] for run in runs if run["row"] == row} for row in rows]
     chosen = set.intersection(*seeds) if common else set.union(*seeds)
+    if not chosen:
+        raise ValueError(f"{name}.json has no seed yet that every row has: measure on")
     table = {}
     for row in rows:
         own = [run for run in runs if run["row"] == row and run["seed"] in chosen]

@@ -134,6 +134,8 @@ def test_pictures_are_not_scored_beside_their_own_copies(fashion):
     other = metrics.scores(fashion_mnist("test")[0][n : 2 * n])
     assert found["rmse"] == 0 and found["coverage"] < 1
     assert {name: found[name] for name in other} == other
+    with pytest.raises(ValueError, match="at most half"):
+        reconstruction(same, 5001)
 
 
 def test_a_loss_in_latents_is_that_of_the_latents(decoder, fashion):

@@ -92,7 +92,7 @@ def reconstruction(autoencoder: Autoencoder, n: int = 2000) -> dict[str, float]:
     unless 1 <= n <= 5,000.
     """
     if not 1 <= n <= 5000:
-        raise ValueError(f"n = {n}: of 10,000 test pictures at most half can be rebuilt")
+        raise ValueError(f"n = {n}: of 10,000 pictures at most half can be rebuilt")
     x = fashion_mnist("test")[0][n : 2 * n]
     parts = [autoencoder.posterior(part) for part in x.split(500)]
     mean, log_std = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -47,10 +47,9 @@ def scored(denoiser: Denoiser, row: str, seed: int) -> dict[str, Any]:
     return {**metrics.scores(pictures), **_classes(pictures, label)}
 
 
-def _classes(pictures: torch.Tensor, label: torch.Tensor | None) -> dict[str, float]:
-    """How many are recognised as asked, or the smallest and largest class's share."""
+def _classes(pictures: torch.Tensor, label: torch.Tensor | None) -> dict[str, Any]:
+    """How many are recognised as asked, or each class's share."""
     guess = metrics.classify(pictures).argmax(1)
     if label is not None:
         return {"recognised": float((guess == label).double().mean())}
-    share = guess.bincount(minlength=10).double() / len(guess)
-    return {"smallest_class": float(share.min()), "largest_class": float(share.max())}
+    return {"shares": (guess.bincount(minlength=10) / len(guess)).tolist()}

@@ -111,7 +111,7 @@ def modulate(h: Tensor, film: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return v mixed by the softmax of q.k / sqrt(d), each (B, heads, d, N).
 
-    Every position asks all N: N^2 d multiplications. Vaswani et al. (2017).
+    Every position asks all N: 2 N^2 d multiplications. Vaswani et al. (2017).
     """
     weight = torch.softmax(q.transpose(-1, -2) @ k / q.shape[-2] ** 0.5, dim=-1)
     return v @ weight.transpose(-1, -2)
@@ -121,8 +121,8 @@ def attend_linearly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return v mixed by softmax(q).softmax(k), each (B, heads, d, N).
 
     q is normalised over d, k over the N positions, so the N x N weights q.k are
-    positive, sum to one, and need not be formed: N d^2 multiplications. Katharopoulos
-    et al. (2020), in the form of Shen et al. (2021).
+    positive, sum to one, and need not be formed: 2 N d^2 multiplications.
+    Katharopoulos et al. (2020), in the form of Shen et al. (2021).
     """
     context = v @ k.softmax(dim=-1).transpose(-1, -2)  # (B, heads, d, d)
     return context @ q.softmax(dim=-2)

@@ -40,12 +40,12 @@ def trajectory(
     that repeat, turn back or start at 0, and at the end if x is NaN or infinite.
     """
     frames = _frames(denoise, schedule, x, times, step, generator)
-    with torch.no_grad():
-        frame = next(frames)
-    while frame is not None:
-        yield frame
+    while True:
         with torch.no_grad():
             frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
 
 
 def _frames(denoise, schedule, x, times, step, generator) -> Iterator[Frame]:

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from diffusion_lib import data, schedules
+from diffusion_lib import data, ledger, measurements, schedules
 from diffusion_lib.analytic import GaussianMixture
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -42,6 +42,20 @@ def planar():
 @pytest.fixture
 def mixture():
     return planar()
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """A function that measures in a folder of its own and returns the document."""
+    for module in (ledger, measurements):
+        monkeypatch.setattr(module, "results_folder", lambda: tmp_path / "results")
+    monkeypatch.setattr(measurements.runs, "cache_folder", lambda: tmp_path / "cache")
+
+    def measured(name, report=lambda line: None):
+        measurements.measure(name, report)
+        return ledger.result(name)
+
+    return measured
 
 
 @pytest.fixture(scope="session")

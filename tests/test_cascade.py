@@ -153,13 +153,11 @@ def test_the_small_loss_is_taken_at_seven(fashion, monkeypatch):
     torch.testing.assert_close(seen[0][0], F.avg_pool2d(fashion[0][:4], 4))
 
 
-def test_the_study_scores_every_level_and_the_pixel_model(monkeypatch):
+def test_the_study_scores_every_level_and_the_pixel_model(measured, monkeypatch):
     small = {"N": 10, "SEEDS": 1, "CALLS": 2, "LEVELS": (0.0, 0.4)}
     for name, value in small.items():
         monkeypatch.setattr(study, name, value)
-    monkeypatch.setattr(study, "unfinished", lambda name, total: None)
-    *_, found = study.cascade_study(lambda line: None)
-    runs = {run["row"]: run for run in found["runs"]}
+    runs = {run["row"]: run for run in measured("cascade")["runs"]}
     assert [*runs] == ["pixels", "level 0", "level 0.4"]
     assert 0 < runs["level 0"]["to_small"] < runs["level 0.4"]["to_small"]
     assert all(run["n"] == 10 and 0 <= run["named"] <= 1 for run in runs.values())

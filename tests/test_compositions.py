@@ -92,7 +92,7 @@ def test_a_control_asks_for_as_much_as_its_caption_and_was_trained():
 
 @pytest.fixture
 def shipped(monkeypatch, tmp_path):
-    """An untrained net and judge in place of the shipped, results in tmp_path."""
+    """An untrained net and judge in place of the shipped, in tmp_path."""
     torch.manual_seed(0)
     judge = RECIPES[JUDGE].spec
     facts = {"seconds": 5000}
@@ -100,15 +100,13 @@ def shipped(monkeypatch, tmp_path):
         path = tmp_path / f"{name}.safetensors"
         checkpoints.save(path, spec.build(), spec, facts)
     monkeypatch.setattr(checkpoints, "FOLDER", tmp_path)
-    monkeypatch.setattr(measurements, "results_folder", lambda: tmp_path)
-    monkeypatch.setattr("diffusion_lib.ledger.results_folder", lambda: tmp_path)
     small = {"N": 3, "SEEDS": 2, "CALLS": 1, "SCALES": (1.0, 3.0)}
     for name, value in small.items():
         monkeypatch.setattr(compositions, name, value)
     return tmp_path
 
 
-def test_an_interrupted_measurement_goes_on(shipped, monkeypatch):
+def test_an_interrupted_measurement_goes_on(shipped, measured):
     class Enough(Exception):
         pass
 
@@ -120,13 +118,12 @@ def test_an_interrupted_measurement_goes_on(shipped, monkeypatch):
             raise Enough
 
     with pytest.raises(Enough):
-        measurements.measure("compositions", stop_after_three)
+        measured("compositions", stop_after_three)
     before = result("compositions")["runs"]
-    measurements.measure("compositions", told.append)
-    document = result("compositions")
+    document = measured("compositions", told.append)
     runs = document["runs"]
-    assert len(before) == 2 and runs[:2] == before
-    assert len(runs) == 2 * len(KINDS) * 2 == len(told) - 1
+    assert len(before) == 3 and runs[:3] == before
+    assert len(runs) == 2 * len(KINDS) * 2 == len(told)
     assert {(run["kind"], run["scale"]) for run in runs} == {
         (kind, scale) for kind in KINDS for scale in (1, 3)
     }

@@ -14,8 +14,8 @@ SPEC = Spec("UNet", {**OPTIONS, "text": TEXT}, "cosine_schedule")
 
 
 @pytest.fixture
-def found(monkeypatch):
-    """The study's last word, with everything that takes long made small."""
+def found(measured, monkeypatch):
+    """The study's document, with everything that takes long made small."""
     x = torch.rand(2, 1, 28, 56)
     few = Captioned(x, ["a turned boot"] * 2, torch.zeros(2, 2, 3))
 
@@ -34,8 +34,7 @@ def found(monkeypatch):
     for name, value in changes.items():
         monkeypatch.setattr(study, name, value)
     monkeypatch.setattr(study.checkpoints, "load", load)
-    *_, last = study.fine_tuning(lambda line: None)
-    return last
+    return measured("fine-tuning")
 
 
 def test_every_method_is_taught_and_scored_with_its_word(found):
@@ -46,7 +45,7 @@ def test_every_method_is_taught_and_scored_with_its_word(found):
 
 
 def test_the_spectra_are_those_of_the_change_of_all_weights(found):
-    spectra = found["spectra"]
+    [spectra] = [run["spectra"] for run in found["runs"] if "spectra" in run]
     assert "net.stem.weight" in spectra and len(spectra["net.stem.weight"]) == 4
     assert not any("bias" in name or "text.word" in name for name in spectra)
     moved = [values for values in spectra.values() if values[0] > 0]

@@ -19,7 +19,8 @@ from ..losses import min_snr
 from ..networks import UNet
 from ..recipes import RECIPES, focused_loss, label_loss
 from ..training import shuffled, train
-from .shared import Report, each_run, operations, painted_scores, run_folder, unfinished
+from .runs import each_run, run_folder, seed_by_seed
+from .shared import Report, operations, painted_scores
 
 RECIPE = "the recipe"
 WIDTH = 64
@@ -69,9 +70,8 @@ def ablation(
     Yields after every run. The recipe is also scored without the average.
     """
     batch = RECIPES["fashion-unet"].batch
-    before = unfinished("ablation", seeds * len(VARIANTS)) or {"runs": []}
     found = {"steps": steps, "batch": batch, "n": n, "calls": 20, "seeds": seeds}
-    found["runs"] = before["runs"]
+    runs = seed_by_seed(VARIANTS, seeds)
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
         ours, its = (
@@ -80,7 +80,7 @@ def ablation(
         )
         return trained_and_scored(row, seed, round(steps * ours / its), n)
 
-    yield from each_run(found, VARIANTS, seeds, one_run, report)
+    yield from each_run("ablation", found, runs, one_run, report)
 
 
 def trained_and_scored(row: str, seed: int, steps: int, n: int) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from ..networks import MLP, Transformer, UNet
 from ..recipes import unlabelled_loss
 from ..schedules import cosine_schedule
 from ..training import shuffled, train
-from .shared import Report, each_run, operations, painted_scores, run_folder, unfinished
+from .runs import each_run, run_folder, seed_by_seed
+from .shared import Report, operations, painted_scores
 
 LEVELS = tuple(range(50, 1000, 100))  # times at which the loss is measured
 SETTINGS: dict[str, Any] = {
@@ -68,13 +69,13 @@ def architecture(
     """
     settings = {"steps": steps, "batch": batch, "n": n, "calls": 20}
     facts = {**settings, "seeds": seeds, "levels": LEVELS}
-    before = unfinished("architecture", seeds * len(NETS)) or {"runs": []}
-    found = {**facts, "nets": costs(), "runs": before["runs"]}
+    found = {**facts, "nets": costs()}
+    runs = seed_by_seed(NETS, seeds)
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
         return trained_and_scored(row, seed, steps, n, batch)
 
-    yield from each_run(found, NETS, seeds, one_run, report)
+    yield from each_run("architecture", found, runs, one_run, report)
 
 
 def costs() -> dict[str, dict[str, float]]:

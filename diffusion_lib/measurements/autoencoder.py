@@ -20,7 +20,8 @@ from ..networks import Autoencoder, UNet
 from ..recipes import RECIPES, focused_loss, generate
 from ..schedules import cosine_schedule
 from ..training import shuffled, train
-from .shared import Report, each_run, run_folder, unfinished
+from .runs import each_run, run_folder, seed_by_seed
+from .shared import Report
 
 STEPS, BATCH, N, SEEDS = 250, 128, 1000, 2
 SETTINGS: dict[str, Any] = {"precision": "bf16", "ema": 0.98, "save_every": 50}
@@ -40,10 +41,9 @@ def autoencoder_study(report: Report) -> Iterator[dict[str, Any]]:
     Yields after every run. frechet, ... are those of N new pictures in 20 calls;
     reconstruction holds those of N test pictures rebuilt.
     """
-    before = unfinished("autoencoder", SEEDS * len(LOSSES)) or {"runs": []}
     found = {"n": N, "seeds": SEEDS, "steps": STEPS, "batch": BATCH, "calls": 20}
-    found["runs"] = before["runs"]
-    yield from each_run(found, LOSSES, SEEDS, trained_and_scored, report)
+    runs = seed_by_seed(LOSSES, SEEDS)
+    yield from each_run("autoencoder", found, runs, trained_and_scored, report)
 
 
 def trained_and_scored(row: str, seed: int) -> dict[str, Any]:

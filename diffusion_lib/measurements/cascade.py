@@ -11,7 +11,8 @@ import torch
 from .. import checkpoints, metrics
 from ..cascade import generate_by_cascade, shrunk
 from ..recipes import generate
-from .shared import Report, device, each_run, unfinished
+from .runs import each_run, seed_by_seed
+from .shared import Report, device
 
 N, SEEDS, CALLS = 1000, 3, 10
 NETS = ("fashion-small", "fashion-upsampler-14", "fashion-upsampler-28")
@@ -28,8 +29,7 @@ def cascade_study(report: Report) -> Iterator[dict[str, Any]]:
     nets = [checkpoints.load(name, device()) for name in NETS]
     pixels, label = checkpoints.load("fashion-unet", device()), torch.arange(N) % 10
     rows = {"pixels": None, **{f"level {level:g}": level for level in LEVELS}}
-    before = unfinished("cascade", SEEDS * len(rows)) or {"runs": []}
-    found = {"n": N, "seeds": SEEDS, "calls": CALLS, "runs": before["runs"]}
+    found = {"n": N, "seeds": SEEDS, "calls": CALLS}
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
         level, told = rows[row], {}
@@ -48,4 +48,4 @@ def cascade_study(report: Report) -> Iterator[dict[str, Any]]:
         share = float(named.double().mean())
         return {**told, "named": share, **metrics.scores(x)}
 
-    yield from each_run(found, rows, SEEDS, one_run, report)
+    yield from each_run("cascade", found, seed_by_seed(rows, SEEDS), one_run, report)

@@ -19,7 +19,8 @@ from ..captions import NOTHING, asks_for_held_out, caption_pictures, true_of
 from ..denoiser import Denoiser
 from ..grammar import fits, meaning
 from ..text_recipes import JUDGE, composed, judged
-from .shared import Report, device, each_run, unfinished
+from .runs import each_run, seed_by_seed
+from .shared import Report, device
 
 N, SEEDS, CALLS, SCALES = 150, 3, 20, (1.0, 3.0, 5.0)
 KINDS = ("seen", "looks", "looks control", "pairs", "pairs control")
@@ -97,12 +98,11 @@ def compositions(report: Report) -> Iterator[dict[str, Any]]:
     """
     denoiser = checkpoints.load("fashion-text", device())
     rows = {f"{kind}, scale {s:g}": (kind, s) for kind, s in product(KINDS, SCALES)}
-    before = unfinished("compositions", SEEDS * len(rows)) or {"runs": []}
     found = {"n": N, "calls": CALLS, "seeds": SEEDS, "trained_nets": 1}
     found["seconds_to_train_another"] = checkpoints.facts("fashion-text")["seconds"]
-    found["runs"] = before["runs"]
+    runs = seed_by_seed(rows, SEEDS)
 
     def run(row: str, seed: int) -> dict[str, Any]:
         return one_run(denoiser, *rows[row], seed)
 
-    yield from each_run(found, rows, SEEDS, run, report, shown="true")
+    yield from each_run("compositions", found, runs, run, report, shown="true")

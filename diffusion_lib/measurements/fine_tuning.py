@@ -18,7 +18,8 @@ from ..networks import Classifier
 from ..text_recipes import JUDGE, text_loss
 from ..tokens import tokenise
 from ..training import train
-from .shared import Report, device, each_run, unfinished
+from .runs import each_run, seed_by_seed
+from .shared import Report, device
 
 STEPS, SEEDS = (25, 100, 400), 3
 FEW, KEPT, BATCH = 12, 48, 16  # pictures of the concept, own samples, of both a step
@@ -51,8 +52,8 @@ METHODS = {
 def fine_tuning(report: Report) -> Iterator[dict[str, Any]]:
     """Teach "turned" by each method in 25, 100 and 400 steps, 3 seeds; score each run.
 
-    "spectra" are the singular values of the change that the longest training of all
-    weights makes to each weight matrix, first seed.
+    That of the longest training of all weights, first seed, holds "spectra": the
+    singular values of the change of each weight matrix.
     """
     base, judge = checkpoints.load("fashion-text"), checkpoints.load(JUDGE)
     drawn = turned(FEW, torch.Generator().manual_seed(0))
@@ -60,19 +61,19 @@ def fine_tuning(report: Report) -> Iterator[dict[str, Any]]:
     kept = own_samples(base, KEPT)
     pairs = product(METHODS, STEPS)
     rows = {f"{way}, {steps} steps": (way, steps) for way, steps in pairs}
-    before = unfinished("fine-tuning", SEEDS * len(rows)) or {"runs": [], "spectra": {}}
-    found: dict[str, Any] = {"base": base_learnt(judge)}
-    found |= {key: before[key] for key in ("runs", "spectra")}
+    found = {"base": base_learnt(judge)}
+    runs = seed_by_seed(rows, SEEDS)
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
         way, steps = rows[row]
         keep = kept if METHODS[way].keep else None
         module = taught(METHODS[way], lessons(few, BATCH, keep, seed), steps, seed)
+        run = {"method": way, "steps": steps, **learnt(merged(module), judge)}
         if (way, steps, seed) == ("all", STEPS[-1], 0):
-            found["spectra"] = spectra(module, base)
-        return {"method": way, "steps": steps, **learnt(merged(module), judge)}
+            run["spectra"] = spectra(module, base)
+        return run
 
-    yield from each_run(found, rows, SEEDS, one_run, report, shown="asked")
+    yield from each_run("fine-tuning", found, runs, one_run, report, "asked")
 
 
 def base_learnt(judge: Classifier) -> dict[str, float]:

@@ -27,7 +27,8 @@ from ..guidance import (
 )
 from ..recipes import sampling_times
 from ..samplers import dpmpp_2m_step, sample
-from .shared import Report, device, each_run, unfinished
+from .runs import each_run, seed_by_seed
+from .shared import Report, device
 
 N, SEEDS, STEPS, BATCH = 300, 3, 20, 150
 INTERVAL, SHARE = (0.2, 5.0), 0.7  # in sigma / alpha; of the rescaling
@@ -159,8 +160,7 @@ def guided(build: Build, scale: float, n: int, seed: int) -> tuple[Tensor, Tenso
 
 def guidance_study(report: Report) -> Iterator[dict[str, Any]]:
     """Score N pictures of fashion-unet, each way and scale; yields after every run."""
-    before = unfinished("guidance", SEEDS * len(ROWS)) or {"runs": []}
-    found = {"n": N, "seeds": SEEDS, "steps": STEPS, "runs": before["runs"]}
+    found = {"n": N, "seeds": SEEDS, "steps": STEPS}
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
         way, scale = ROWS[row]
@@ -169,7 +169,7 @@ def guidance_study(report: Report) -> Iterator[dict[str, Any]]:
         shown = pictures.clamp(-1, 1)
         return {**found, "asked": asked_for(shown, label), **metrics.scores(shown)}
 
-    yield from each_run(found, ROWS, SEEDS, one_run, report)
+    yield from each_run("guidance", found, seed_by_seed(ROWS, SEEDS), one_run, report)
 
 
 def asked_for(pictures: Tensor, label: Tensor) -> list[float]:

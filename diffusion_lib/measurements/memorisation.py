@@ -17,7 +17,8 @@ from ..networks import UNet
 from ..recipes import generate, unlabelled_loss
 from ..schedules import cosine_schedule
 from ..training import shuffled, train
-from .shared import Report, device, each_run, run_folder, unfinished
+from .runs import each_run, run_folder, seed_by_seed
+from .shared import Report, device
 
 SIZES = (16, 128, 1024, 60_000)
 SETTINGS: dict[str, Any] = {"precision": "bf16", "ema": 0.98, "save_every": 50}
@@ -33,14 +34,13 @@ def memorisation(
     calls. Yields after every run.
     """
     settings = {"steps": steps, "batch": batch, "n": n, "calls": 20}
-    before = unfinished("memorisation", seeds * len(SIZES)) or {"runs": []}
-    found = {**settings, "seeds": seeds, "held_out": HELD_OUT, "runs": before["runs"]}
+    found = {**settings, "seeds": seeds, "held_out": HELD_OUT}
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
         return trained_and_compared(int(row), seed, steps, n, batch)
 
-    rows = [str(size) for size in SIZES]
-    yield from each_run(found, rows, seeds, one_run, report)
+    runs = seed_by_seed(map(str, SIZES), seeds)
+    yield from each_run("memorisation", found, runs, one_run, report)
 
 
 def trained_and_compared(

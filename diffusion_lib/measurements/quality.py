@@ -27,7 +27,8 @@ from ..process import check_data
 from ..recipes import unlabelled_loss
 from ..schedules import cosine_schedule, linear_schedule
 from ..training import shuffled, train
-from .shared import Report, each_run, run_folder, unfinished
+from .runs import alone, each_run, run_folder, seed_by_seed, unfinished
+from .shared import Report
 
 if TYPE_CHECKING:
     from .peers import Contestant
@@ -121,20 +122,20 @@ def quality(report: Report) -> Iterator[dict[str, Any]]:
     also scored without the average.
     """
     known = contestants()
-    before = unfinished("quality", SEEDS * len(ROWS)) or {"speeds": {}, "runs": []}
-    pace = dict(before["speeds"])
+    runs = seed_by_seed(ROWS, SEEDS)
+    pace = dict((unfinished("quality", len(runs)) or {"speeds": {}})["speeds"])
     clocks = {k: v for k, v in known.items() if k not in {*SAME_NET, *pace}}
     pace |= speeds(clocks, report)
     found: dict[str, Any] = {"n": N, "calls": 20, "batch": BATCH, "seeds": SEEDS}
     found["versions"] = {p: version(p) for p in ("torch", *PEERS)}
     processor = torch.cpu.get_capabilities()
     found["processor"] = {key: processor.get(key) for key in ("cpu_name", "amx_bf16")}
-    found |= {"pace": PACE, "speeds": pace, "runs": before["runs"]}
+    found |= {"pace": PACE, "speeds": pace}
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
         return trained_and_scored(known[ROWS[row][0]], row, seed, steps_of(row, pace))
 
-    yield from each_run(found, ROWS, SEEDS, one_run, report)
+    yield from each_run("quality", found, runs, one_run, report)
 
 
 def steps_of(row: str, pace: dict[str, float]) -> int:
@@ -200,10 +201,11 @@ def _show(row: str, pictures: torch.Tensor) -> None:
     path: Path = results_folder() / "quality.png"
     size = (1, 28 * len(ROWS), 28 * SHOWN)
     sheet = torch.full(size, 255, dtype=torch.uint8)
-    if path.exists():
-        before = read_image(str(path), ImageReadMode.GRAY)
-        sheet[:, : before.shape[1]] = before[:, : size[1]]
     top = 28 * list(ROWS).index(row)
     strip = torch.cat(list(pictures[:, 0].float().cpu()), dim=1)
-    sheet[0, top : top + 28] = ((strip.clamp(-1, 1) + 1) * 127.5).round().byte()
-    write_png(sheet, str(path))
+    with alone("quality"):
+        if path.exists():
+            before = read_image(str(path), ImageReadMode.GRAY)
+            sheet[:, : before.shape[1]] = before[:, : size[1]]
+        sheet[0, top : top + 28] = ((strip.clamp(-1, 1) + 1) * 127.5).round().byte()
+        write_png(sheet, str(path))

@@ -12,7 +12,8 @@ import torch
 from .. import checkpoints, grids, metrics, samplers
 from ..recipes import generate, sampling_times
 from ..schedules import Schedule
-from .shared import Report, device, each_run, unfinished
+from .runs import each_run, seed_by_seed
+from .shared import Report, device
 
 CALLS, N, SEEDS = (5, 10, 20, 50), 1000, 3
 ONE_CALL: dict[str, Callable] = {  # a step takes one network call
@@ -69,8 +70,7 @@ def sampler_study(report: Report) -> Iterator[dict[str, Any]]:
     """
     denoiser = checkpoints.load("fashion-unet").to(device())
     rows = plans(denoiser.schedule)
-    before = unfinished("samplers", SEEDS * len(rows)) or {"runs": []}
-    found = {"n": N, "seeds": SEEDS, "runs": before["runs"]}
+    found = {"n": N, "seeds": SEEDS}
     label = torch.arange(N) % 10
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
@@ -81,4 +81,4 @@ def sampler_study(report: Report) -> Iterator[dict[str, Any]]:
         outside = float((pictures.abs() > 1.05).double().mean())
         return {"calls": calls, "outside": outside, **metrics.scores(inside)}
 
-    yield from each_run(found, rows, SEEDS, one_run, report)
+    yield from each_run("samplers", found, seed_by_seed(rows, SEEDS), one_run, report)

@@ -8,7 +8,8 @@ import torch
 from .. import checkpoints, metrics
 from ..denoiser import Denoiser
 from ..recipes import generate
-from .shared import Report, device, each_run, unfinished
+from .runs import each_run, seed_by_seed
+from .shared import Report, device
 
 SEEDS = 3
 ROWS = {  # name: (pictures, steps, scale of guidance, which doubles the calls)
@@ -29,14 +30,12 @@ def scores(report: Report) -> Iterator[dict[str, Any]]:
     Labels are spread evenly over the classes; the row "unlabelled" leaves them out.
     """
     denoiser = checkpoints.load("fashion-unet").to(device())
-    total = SEEDS * len(ROWS) + len(ONCE)
-    found = {"runs": (unfinished("scores", total) or {"runs": []})["runs"]}
+    runs = seed_by_seed(ROWS, SEEDS) + seed_by_seed(ONCE, 1)
 
     def one_run(row: str, seed: int) -> dict[str, Any]:
         return scored(denoiser, row, seed)
 
-    yield from each_run(found, ROWS, SEEDS, one_run, report)
-    yield from each_run(found, ONCE, 1, one_run, report)
+    yield from each_run("scores", {}, runs, one_run, report)
 
 
 def scored(denoiser: Denoiser, row: str, seed: int) -> dict[str, Any]:

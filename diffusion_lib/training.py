@@ -32,11 +32,13 @@ class Settings:
     """What shapes a run. rate: peak of AdamW's learning rate; clip: of the gradient.
 
     warmup: steps in which the rate rises; None: an eighth of all, at most 100.
+    falls: whether it falls to 0 in the end; else it stays at its peak.
     """
 
     steps: int
     rate: float = 2e-3
     warmup: int | None = None
+    falls: bool = True
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 1e-3
     clip: float = 1.0
@@ -46,10 +48,11 @@ class Settings:
     seed: int = 0
 
     def rate_at(self, step: int) -> float:
-        """Return the rate of a step: a linear warm-up, then half a cosine down to 0."""
+        """Return the rate of a step: a linear warm-up, then half a cosine if it falls."""
         warmup = min(100, self.steps // 8) if self.warmup is None else self.warmup
         rise = min(1.0, (step + 1) / max(warmup, 1))
-        return self.rate * rise * (1 + math.cos(math.pi * step / self.steps)) / 2
+        fall = (1 + math.cos(math.pi * step / self.steps)) / 2 if self.falls else 1.0
+        return self.rate * rise * fall
 
     def ema_at(self, updates: int) -> float:
         """Return the average's decay: short at first, so that it starts fast."""

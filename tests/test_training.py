@@ -56,6 +56,8 @@ def test_the_rate_warms_up_and_falls_by_half_a_cosine():
     falling = [rate_at(k) for k in range(10, 101)]
     assert falling == sorted(falling, reverse=True)
     assert Settings(steps=10, rate=0.5, warmup=0).rate_at(0) == 0.5
+    stays = Settings(steps=100, rate=0.5, warmup=10, falls=False).rate_at
+    assert [stays(k) for k in (0, 9, 50, 99)] == pytest.approx([0.05, 0.5, 0.5, 0.5])
     for steps, warmup in ((1000, 100), (400, 50), (3, 1)):
         given = Settings(steps, warmup=warmup)
         assert all(Settings(steps).rate_at(k) == given.rate_at(k) for k in range(steps))

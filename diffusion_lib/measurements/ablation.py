@@ -23,6 +23,7 @@ from .runs import each_run, run_folder, seed_by_seed
 from .shared import Report, operations, painted_scores
 
 RECIPE = "the recipe"
+WEIGHTS = (RECIPE, "constant rate")
 WIDTH = 64
 
 
@@ -35,6 +36,7 @@ class Variant:
     data_std: float = 1.0
     loss: Callable = focused_loss
     width: int = WIDTH
+    falls: bool = True
 
 
 def mirrored_loss(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -56,6 +58,7 @@ VARIANTS = {
     "EDM's prediction": Variant(prediction="edm", data_std=0.7),
     "straight lines": Variant("FlowSchedule", "flow"),
     "mirrored pictures": Variant(loss=mirrored_loss),
+    "constant rate": Variant(falls=False),
     "width 32": Variant(width=32),
     "width 48": Variant(width=48),
     "width 96": Variant(width=96),
@@ -67,7 +70,7 @@ def ablation(
 ) -> Iterator[dict[str, Any]]:
     """Train every variant for the operations of `steps` steps of the recipe; score n.
 
-    Yields after every run. The recipe is also scored without the average.
+    Yields after every run. The rows of WEIGHTS are also scored without the average.
     """
     batch = RECIPES["fashion-unet"].batch
     found = {"steps": steps, "batch": batch, "n": n, "calls": 20, "seeds": seeds}
@@ -96,12 +99,13 @@ def trained_and_scored(row: str, seed: int, steps: int, n: int) -> dict[str, Any
         variant.data_std,
     ).build()
     batches = shuffled(*fashion_mnist("train"), size=recipe.batch, seed=seed)
-    settings = {**recipe.settings, "ema": 0.98, "seed": seed, "save_every": 50}
+    settings = {**recipe.settings, "ema": 0.98, "falls": variant.falls}
+    settings |= {"seed": seed, "save_every": 50}
     with run_folder("ablation", row, seed) as folder:
         run = train(denoiser, variant.loss, batches, steps, folder=folder, **settings)
         label = torch.arange(n) % 10
         found = {"steps": steps, **painted_scores(run.ema, n, seed, label)}
-        if row == RECIPE:
+        if row in WEIGHTS:
             raw = painted_scores(run.model, n, seed, label)
             found |= {f"{key}_without_average": value for key, value in raw.items()}
         return found

@@ -48,7 +48,7 @@ class Settings:
     seed: int = 0
 
     def rate_at(self, step: int) -> float:
-        """Return the rate of a step: a linear warm-up, then half a cosine if it falls."""
+        """Return the rate of a step: a linear warm-up; half a cosine if it falls."""
         warmup = min(100, self.steps // 8) if self.warmup is None else self.warmup
         rise = min(1.0, (step + 1) / max(warmup, 1))
         fall = (1 + math.cos(math.pi * step / self.steps)) / 2 if self.falls else 1.0
@@ -231,6 +231,12 @@ class _Loop:
     def _header(self) -> str:
         return json.dumps(self.settings.__dict__, sort_keys=True)
 
+    def _same_settings(self, header: str) -> bool:
+        """Whether a run has these settings; what it does not know is by default."""
+        defaults = Settings(self.settings.steps).__dict__
+        known = {**json.loads(json.dumps(defaults)), **json.loads(header)}
+        return known == json.loads(self._header())
+
     def _write_log(self, folder: Path) -> None:
         partial = folder / "losses.partial"
         with partial.open("w", newline="") as file:
@@ -252,7 +258,7 @@ class _Loop:
             raise ValueError(
                 f"{path} is damaged ({error}): delete it to restart"
             ) from None
-        if header.get("settings") != self._header():
+        if not self._same_settings(header.get("settings", "{}")):
             raise ValueError(
                 f"{self.folder} holds a run with other settings, "
                 f"{header.get('settings')}: give another folder, or delete it"

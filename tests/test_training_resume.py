@@ -1,9 +1,12 @@
 """The loop's folder: resumed as if never interrupted, logged, refused if another's."""
 
 import csv
+import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from diffusion_lib.denoiser import Denoiser
 from diffusion_lib.losses import denoising_loss
@@ -86,6 +89,19 @@ def test_the_log_is_a_table(tmp_path):
     assert [float(row["rate"]) for row in rows] == [rate_at(k) for k in range(6)]
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"state.safetensors", "losses.csv"}  # nothing half-written
+
+
+def test_a_run_from_before_a_setting_goes_on(tmp_path):
+    first, path = fit(tmp_path), tmp_path / "state.safetensors"
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    known = json.loads(header["settings"])
+    del known["falls"]
+    save_file(tensors, path, metadata=header | {"settings": json.dumps(known)})
+    assert fit(tmp_path).losses == first.losses
+    with pytest.raises(ValueError, match="other settings"):
+        fit(tmp_path, falls=False)
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):

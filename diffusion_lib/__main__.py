@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     measured = _command(commands, "measure", measure, "write results/NAME.json")
     measured.add_argument("name", nargs="?", help="which; without it, the list")
     measured.add_argument("--stale", action="store_true", help="list outdated results")
+    measured.add_argument("--anew", action="store_true", help="put the old one aside")
     _command(commands, "list", show, "what is shipped, and the recipes")
     _command(commands, "data", fetch, "find or download Fashion-MNIST")
     return parser
@@ -111,7 +112,9 @@ def train_command(options: argparse.Namespace) -> None:
     if options.data is not None:
         path = _train_pictures(options, folder, changes)
     else:
-        steps = options.steps or recipes.named(options.name).steps
+        steps = options.steps
+        if steps is None:
+            steps = recipes.named(options.name).steps
         with _progress(steps) as on_step:
             path = recipes.run_recipe(
                 options.name, folder, steps, on_step, options.start, **changes
@@ -124,8 +127,9 @@ def _train_pictures(options, folder: Path, changes: dict) -> Path:
     x = data.image_folder(options.data, options.size, options.channels)
     torch.manual_seed(options.seed)
     spec, module = _start(options.start, options.channels)
-    steps = options.steps or 3000
-    batches = shuffled(x, size=min(options.batch, len(x)), seed=options.seed)
+    steps = 3000 if options.steps is None else options.steps
+    batch, digest = min(options.batch, len(x)), recipes.digest(x)
+    batches = shuffled(x, size=batch, seed=options.seed)
     print(f"{len(x)} pictures of {options.size} x {options.size}")
     with _progress(steps) as on_step:
         run = train(
@@ -134,11 +138,13 @@ def _train_pictures(options, folder: Path, changes: dict) -> Path:
             batches,
             steps,
             folder=folder,
+            identity=f"pictures {digest[:12]}, batch {batch}, from {options.start}",
             on_step=on_step,
             **changes,
         )
     path = folder / "model.safetensors"
-    told = {"pictures": len(x), "steps": steps, "seed": options.seed}
+    told = {"pictures": len(x), "data": digest, "batch": batch}
+    told |= {"steps": steps, "seed": options.seed}
     checkpoints.save(path, run.ema, spec, {"size": options.size, **told})
     pictures = recipes.generate(
         run.ema.eval(), 16, seed=options.seed, size=options.size
@@ -265,7 +271,8 @@ def measure(options: argparse.Namespace) -> None:
         names = measurements.stale() if options.stale else measurements.MEASUREMENTS
         print("\n".join(names) or "every result is up to date")
         return
-    print(f"written: {measurements.measure(options.name, print)}")
+    path = measurements.measure(options.name, print, options.anew)
+    print(f"complete: {path}" if path.exists() else f"nothing written to {path}")
 
 
 def show(options: argparse.Namespace) -> None:

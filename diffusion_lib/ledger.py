@@ -113,13 +113,16 @@ def result(name: str) -> dict[str, Any]:
     """Read a measurement too long for a page: `results/NAME.json` as a dict.
 
     Raises:
-        ValueError: no such result; the text lists those there are.
+        ValueError: no such result (the text lists those there are), or a damaged one.
     """
     path = results_folder() / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
         raise ValueError(f"no result named {name!r}; there are: {known}")
-    return json.loads(path.read_text(encoding="utf8"))
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): mend or delete it") from None
 
 
 def by_row(name: str, common: bool = False) -> dict[str, dict[str, np.ndarray]]:

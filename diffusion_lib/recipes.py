@@ -163,9 +163,17 @@ def run_recipe(
     module = make() if start is None else checkpoints.load(start)
     deal = recipe.batches or partial(shuffled, x, label)
     batches = deal(size=recipe.batch, seed=settings["seed"])
+    identity = f"{name}, pictures {digest(x)[:12]}, batch {recipe.batch}, from {start}"
     steps = recipe.steps if steps is None else steps
     run = train(
-        module, recipe.loss, batches, steps, folder=folder, on_step=on_step, **settings
+        module,
+        recipe.loss,
+        batches,
+        steps,
+        folder=folder,
+        identity=identity,
+        on_step=on_step,
+        **settings,
     )
     facts = described(recipe, run, steps, settings, x)
     if recipe.facts is not None:
@@ -182,6 +190,11 @@ def named(name: str) -> Recipe:
     return RECIPES[name]
 
 
+def digest(x: Tensor) -> str:
+    """Return the SHA-256 of pictures, to tell one set from another."""
+    return hashlib.sha256(x.numpy().tobytes()).hexdigest()
+
+
 def described(recipe: Recipe, run: Run, steps: int, settings, x: Tensor) -> dict:
     """Return the facts that travel in a checkpoint's header."""
     return {
@@ -190,7 +203,7 @@ def described(recipe: Recipe, run: Run, steps: int, settings, x: Tensor) -> dict
         "batch": recipe.batch,
         "settings": settings,
         "spec": asdict(recipe.spec),
-        "data": hashlib.sha256(x.numpy().tobytes()).hexdigest(),
+        "data": digest(x),
         "first_losses": run.losses[:20],
         "last_loss": sum(run.losses[-100:]) / len(run.losses[-100:]),
         "seconds": round(run.seconds),

@@ -102,6 +102,7 @@ def train(
     steps: int,
     *,
     folder: str | Path | None = None,
+    identity: str = "",
     save_every: int = 500,
     on_step: Callable[[int, float], None] | None = None,
     **settings: Any,
@@ -110,24 +111,25 @@ def train(
 
     loss(module, batch) -> (B,) or (); batches(k) -> the k-th batch; settings: see
     Settings. With a folder, the whole state is saved there every save_every steps and
-    an interrupted run resumes from it, bit for bit on a CPU. Several processes: start
-    with `accelerate launch`, on CPUs with `torchrun`. Raises ValueError if the loss
-    becomes NaN or the folder holds a run with other settings or another network.
+    an interrupted run resumes from it, bit for bit on a CPU; identity names what else
+    must be the same, such as the data. Several processes: start with `accelerate
+    launch`, on CPUs with `torchrun`. Raises ValueError if the loss becomes NaN or the
+    folder holds a run with other settings, another identity or another network.
     """
     if save_every < 1:
         raise ValueError(f"save_every must be at least 1, got {save_every}")
-    loop = _Loop(module, loss, batches, Settings(steps, **settings), folder)
+    loop = _Loop(module, loss, batches, Settings(steps, **settings), folder, identity)
     return loop.run(save_every, on_step)
 
 
 class _Loop:
     losses: list[float]
 
-    def __init__(self, module, loss, batches, settings: Settings, folder):
+    def __init__(self, module, loss, batches, settings: Settings, folder, identity):
         if settings.steps < 1 or settings.accumulate < 1 or not 0 <= settings.ema < 1:
             raise ValueError("steps and accumulate are at least 1, ema lies in [0, 1)")
         self.module, self.loss, self.batches = module, loss, batches
-        self.settings = settings
+        self.settings, self.identity = settings, identity
         self.folder = None if folder is None else Path(folder)
         AcceleratorState._reset_state()  # it would keep an earlier run's precision
         cpu = not torch.accelerator.is_available()  # else processes on CPUs part
@@ -158,18 +160,20 @@ class _Loop:
         worker = self._with_net(prepared)
         start = time.perf_counter() - self.seconds
         devices = [self.accelerator.device] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=devices):
-            while self.step < self.settings.steps:
-                loss = self._update(worker, prepared)
-                self.seconds = time.perf_counter() - start
-                self.losses.append(loss)
-                self.step += 1
-                if self.step % save_every == 0 or self.step == self.settings.steps:
-                    self._save()
-                if on_step is not None:
-                    on_step(self.step, loss)
-        self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-        self.module.eval()
+        try:
+            with torch.random.fork_rng(devices=devices):
+                while self.step < self.settings.steps:
+                    loss = self._update(worker, prepared)
+                    self.seconds = time.perf_counter() - start
+                    self.losses.append(loss)
+                    self.step += 1
+                    if self.step % save_every == 0 or self.step == self.settings.steps:
+                        self._save()
+                    if on_step is not None:
+                        on_step(self.step, loss)
+        finally:  # interrupted or not, the module is the caller's again
+            self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+            self.module.eval()
         average = self._with_net(self.average.module).eval()
         return Run(self.module, average, self.losses, self.seconds)
 
@@ -209,7 +213,8 @@ class _Loop:
         index = part * self.accelerator.num_processes + self.accelerator.process_index
         batch = _to(self.batches(index), self.accelerator.device)
         torch.manual_seed(self.settings.seed * 1_000_003 + index)
-        return self.loss(worker, batch).mean()
+        with self.accelerator.autocast():  # also what is called beside `forward`
+            return self.loss(worker, batch).mean()
 
     def _save(self) -> None:
         if self.folder is None or not self.accelerator.is_main_process:
@@ -223,6 +228,7 @@ class _Loop:
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
         header = {"settings": self._header(), "seconds": str(self.seconds)}
+        header["identity"] = self.identity
         partial = self.folder / "state.partial"
         save_file(tensors, partial, metadata=header)
         os.replace(partial, self.folder / "state.safetensors")
@@ -262,6 +268,11 @@ class _Loop:
             raise ValueError(
                 f"{self.folder} holds a run with other settings, "
                 f"{header.get('settings')}: give another folder, or delete it"
+            )
+        if header.get("identity", self.identity) != self.identity:
+            raise ValueError(
+                f"{self.folder} holds another run ({header['identity']}), not this one "
+                f"({self.identity}): give another folder, or delete it"
             )
         self.losses = tensors.pop("losses").tolist()
         self.step, self.seconds = len(self.losses), float(header["seconds"])

@@ -47,12 +47,11 @@ def mixture():
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
     """A function that measures in a folder of its own and returns the document."""
-    for module in (ledger, measurements):
+    for module in (ledger, measurements, measurements.runs):
         monkeypatch.setattr(module, "results_folder", lambda: tmp_path / "results")
-    monkeypatch.setattr(measurements.runs, "cache_folder", lambda: tmp_path / "cache")
 
-    def measured(name, report=lambda line: None):
-        measurements.measure(name, report)
+    def measured(name, report=lambda line: None, anew=False):
+        measurements.measure(name, report, anew)
         return ledger.result(name)
 
     return measured

@@ -24,6 +24,7 @@ from . import (
     samplers,
     scores,
 )
+from .runs import stored
 from .shared import Report, device
 
 # name: the function, and the library's files its values depend on
@@ -91,19 +92,21 @@ MEASUREMENTS: dict[str, tuple[Callable, list[str]]] = {
 }
 
 
-def measure(name: str, report: Report = lambda line: None) -> Path:
+def measure(name: str, report: Report = lambda line: None, anew: bool = False) -> Path:
     """Run a measurement and write results/NAME.json; return its path.
 
-    One that yields what it has found so far is written each time, and may go on from
-    there when it was interrupted.
+    One that is made of runs is written after each, and makes only those that the file
+    lacks; anew puts the file aside as NAME.before first.
 
-    Raises ValueError for an unknown name.
+    Raises ValueError for an unknown name, and if the file's settings are others.
     """
     if name not in MEASUREMENTS:
         raise ValueError(f"no measurement {name!r}: there are {sorted(MEASUREMENTS)}")
     function, files = MEASUREMENTS[name]
     start, code = time.perf_counter(), code_hash(*files)
     path = results_folder() / f"{name}.json"
+    if anew and path.exists():
+        os.replace(path, path.with_suffix(".before"))
     found = function(report)
     for part in found if isinstance(found, Iterator) else [found]:
         document = {
@@ -117,6 +120,8 @@ def measure(name: str, report: Report = lambda line: None) -> Path:
             "files": files,
             "code": code,
         }
+        for run in document.get("runs", []):
+            run.setdefault("code", code)
         write(path, document)
     return path
 
@@ -135,6 +140,12 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 
 def stale() -> list[str]:
-    """Return the results whose code has changed since they were measured."""
-    names = sorted(path.stem for path in results_folder().glob("*.json"))
-    return [n for n in names if code_hash(*MEASUREMENTS[n][1]) != result(n)["code"]]
+    """Return the results of which the code of some run has changed since."""
+    return [name for name in MEASUREMENTS if stored(name) and _is_stale(name)]
+
+
+def _is_stale(name: str) -> bool:
+    found, code = result(name), code_hash(*MEASUREMENTS[name][1])
+    return any(
+        run.get("code", found["code"]) != code for run in found.get("runs", [found])
+    )

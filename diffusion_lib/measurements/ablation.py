@@ -101,11 +101,11 @@ def trained_and_scored(row: str, seed: int, steps: int, n: int) -> dict[str, Any
     batches = shuffled(*fashion_mnist("train"), size=recipe.batch, seed=seed)
     settings = {**recipe.settings, "ema": 0.98, "falls": variant.falls}
     settings |= {"seed": seed, "save_every": 50}
-    with run_folder("ablation", row, seed) as folder:
-        run = train(denoiser, variant.loss, batches, steps, folder=folder, **settings)
-        label = torch.arange(n) % 10
-        found = {"steps": steps, **painted_scores(run.ema, n, seed, label)}
-        if row in WEIGHTS:
-            raw = painted_scores(run.model, n, seed, label)
-            found |= {f"{key}_without_average": value for key, value in raw.items()}
-        return found
+    folder = run_folder("ablation", row, seed)
+    run = train(denoiser, variant.loss, batches, steps, folder=folder, **settings)
+    label = torch.arange(n) % 10
+    found = {"steps": steps, **painted_scores(run.ema, n, seed, label)}
+    if row in WEIGHTS:
+        raw = painted_scores(run.model, n, seed, label)
+        found |= {f"{key}_without_average": value for key, value in raw.items()}
+    return found

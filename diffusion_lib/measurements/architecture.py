@@ -97,20 +97,19 @@ def trained_and_scored(
     torch.manual_seed(seed)
     denoiser = Denoiser(NETS[row](), cosine_schedule(), "v")
     batches = shuffled(*fashion_mnist("train"), size=batch, seed=seed)
-    with run_folder("architecture", row, seed) as folder:
-        run = train(
-            denoiser,
-            unlabelled_loss,
-            batches,
-            steps,
-            folder=folder,
-            seed=seed,
-            **SETTINGS,
-        )
-        return {
-            **painted_scores(run.ema, n, seed),
-            "level_losses": level_losses(run.ema, n),
-        }
+    run = train(
+        denoiser,
+        unlabelled_loss,
+        batches,
+        steps,
+        folder=run_folder("architecture", row, seed),
+        seed=seed,
+        **SETTINGS,
+    )
+    return {
+        **painted_scores(run.ema, n, seed),
+        "level_losses": level_losses(run.ema, n),
+    }
 
 
 @torch.no_grad()

@@ -52,23 +52,23 @@ def trained_and_scored(row: str, seed: int) -> dict[str, Any]:
     x, label = fashion_mnist("train")
     batches = shuffled(x, label, size=BATCH, seed=seed)
     settings = {**SETTINGS, "seed": seed}
-    with run_folder("autoencoder", row, seed) as folder:
-        run = train(
-            Autoencoder(),
-            LOSSES[row],
-            batches,
-            STEPS,
-            folder=folder / "autoencoder",
-            **settings,
-        )
-        decoder = run.ema.eval().requires_grad_(False)
-        scale = fit_scale(decoder, x[:5000])
-        net = UNet(**RECIPES["fashion-latent"].spec.net_options)
-        denoiser = Denoiser(net, cosine_schedule(), "v", decoder=decoder)
-        loss = partial(in_latents, focused_loss)
-        latent = train(
-            denoiser, loss, batches, STEPS, folder=folder / "denoiser", **settings
-        )
+    folder = run_folder("autoencoder", row, seed)
+    run = train(
+        Autoencoder(),
+        LOSSES[row],
+        batches,
+        STEPS,
+        folder=folder / "autoencoder",
+        **settings,
+    )
+    decoder = run.ema.eval().requires_grad_(False)
+    scale = fit_scale(decoder, x[:5000])
+    net = UNet(**RECIPES["fashion-latent"].spec.net_options)
+    denoiser = Denoiser(net, cosine_schedule(), "v", decoder=decoder)
+    loss = partial(in_latents, focused_loss)
+    latent = train(
+        denoiser, loss, batches, STEPS, folder=folder / "denoiser", **settings
+    )
     pictures = generate(latent.ema.eval(), N, 20, torch.arange(N) % 10, seed)
     rebuilt = reconstruction(decoder, N)
     return {"scale": scale, "reconstruction": rebuilt, **metrics.scores(pictures)}

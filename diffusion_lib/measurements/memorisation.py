@@ -52,20 +52,19 @@ def trained_and_compared(
     x = fashion_mnist("train")[0][:size]
     often = x.repeat(-(-batch // size), 1, 1, 1)  # a batch may hold a picture twice
     batches = shuffled(often, size=batch, seed=seed)
-    with run_folder("memorisation", str(size), seed) as folder:
-        run = train(
-            denoiser,
-            unlabelled_loss,
-            batches,
-            steps,
-            folder=folder,
-            seed=seed,
-            **SETTINGS,
-        )
-        model = run.ema.eval()
-        with torch.autocast(device(), torch.bfloat16):
-            pictures = generate(model, n, 20, seed=seed).float().clamp(-1, 1)
-        return {**compared(pictures, x), **losses(model, x), "seconds": run.seconds}
+    run = train(
+        denoiser,
+        unlabelled_loss,
+        batches,
+        steps,
+        folder=run_folder("memorisation", str(size), seed),
+        seed=seed,
+        **SETTINGS,
+    )
+    model = run.ema.eval()
+    with torch.autocast(device(), torch.bfloat16):
+        pictures = generate(model, n, 20, seed=seed).float().clamp(-1, 1)
+    return {**compared(pictures, x), **losses(model, x), "seconds": run.seconds}
 
 
 def compared(pictures: Tensor, x: Tensor) -> dict[str, float]:

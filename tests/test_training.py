@@ -26,6 +26,10 @@ def noisy(denoiser, batch):
     return denoising_loss(denoiser, batch[0])
 
 
+def small(net, batch):
+    return net(batch[0]).pow(2).mean(1)
+
+
 def line():
     torch.manual_seed(5)
     return nn.Linear(2, 1).double()
@@ -208,6 +212,30 @@ def test_mixed_precision_keeps_single_precision_weights():
 
 def nothing(net, batch):
     return net(batch[0]) * math.nan
+
+
+def test_mixed_precision_reaches_what_the_loss_calls_beside_forward():
+    seen = []
+
+    def by_a_part(net, batch):
+        seen.append(net[0](batch[0]).dtype)
+        return small(net, batch)
+
+    fit(nn.Sequential(nn.Linear(2, 1)), by_a_part, steps=1, precision="bf16")
+    assert seen == [torch.bfloat16]
+
+
+def test_an_interrupted_run_gives_the_module_back():
+    def stop(k, loss):
+        raise KeyboardInterrupt
+
+    net = nn.Sequential(nn.Linear(2, 1))
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, small, precision="bf16", on_step=stop)
+    assert not net.training
+    with torch.no_grad():
+        exact = X.float() @ net[0].weight.T + net[0].bias
+        torch.testing.assert_close(net(X.float()), exact)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Measurements too long for a page: results/NAME.json, each written by its function."""
 
+import inspect
 import json
 import os
 import platform
@@ -9,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..ledger import code_hash, result, results_folder
+from ..ledger import PACKAGE, code_hash, result, results_folder
 from . import (
     ablation,
     architecture,
@@ -27,68 +28,35 @@ from . import (
 from .runs import stored
 from .shared import Report, device
 
-# name: the function, and the library's files its values depend on
+CORE = ["data.py", "denoiser.py", "process.py", "schedules.py", "grids.py"]
+SCORER = "checkpoints/fashion-classifier.safetensors"
+SAMPLED = ["samplers/*.py", "metrics.py", SCORER]
+TRAINED = ["training.py", "losses.py", "recipes.py", "networks/*.py", *SAMPLED]
+FASHION = "checkpoints/fashion-unet.safetensors"
+TEXT = "checkpoints/fashion-text.safetensors"
+WORDS = ["captions.py", "grammar.py", "tokens.py", "text_recipes.py", TEXT]
+
+# name: the function, and the library's files its values depend on, beside its own
+# module and CORE
 MEASUREMENTS: dict[str, tuple[Callable, list[str]]] = {
-    "scores": (scores.scores, ["samplers/*.py", "recipes.py", "metrics.py"]),
-    "ablation": (
-        ablation.ablation,
-        ["training.py", "losses.py", "recipes.py", "samplers/*.py", "networks/*.py"],
-    ),
-    "architecture": (
-        architecture.architecture,
-        ["training.py", "losses.py", "recipes.py", "samplers/*.py", "networks/*.py"],
-    ),
-    "quality": (
-        quality.quality,
-        ["training.py", "losses.py", "samplers/*.py", "metrics.py", "networks/*.py"],
-    ),
-    "memorisation": (
-        memorisation.memorisation,
-        ["training.py", "losses.py", "recipes.py", "metrics.py", "networks/*.py"],
-    ),
-    "samplers": (samplers.sampler_study, ["samplers/*.py", "metrics.py"]),
-    "guidance": (
-        guidance.guidance_study,
-        ["guidance.py", "measurements/guidance.py", "samplers/*.py", "metrics.py"],
-    ),
-    "cascade": (
-        cascade.cascade_study,
-        ["cascade.py", "measurements/cascade.py", "samplers/*.py", "metrics.py"],
-    ),
-    "compositions": (
-        compositions.compositions,
-        [
-            "captions.py",
-            "grammar.py",
-            "tokens.py",
-            "text_recipes.py",
-            "measurements/compositions.py",
-            "samplers/*.py",
-        ],
-    ),
+    "scores": (scores.scores, ["guidance.py", "recipes.py", FASHION, *SAMPLED]),
+    "ablation": (ablation.ablation, TRAINED),
+    "architecture": (architecture.architecture, TRAINED),
+    "quality": (quality.quality, ["baselines.py", "measurements/peers.py", *TRAINED]),
+    "memorisation": (memorisation.memorisation, TRAINED),
+    "samplers": (samplers.sampler_study, [FASHION, *SAMPLED]),
+    "guidance": (guidance.guidance_study, ["guidance.py", FASHION, *SAMPLED]),
+    "cascade": (cascade.cascade_study, ["cascade.py", FASHION, *SAMPLED]),
+    "compositions": (compositions.compositions, [*WORDS, *SAMPLED]),
     "fine-tuning": (
         fine_tuning.fine_tuning,
-        [
-            "lora.py",
-            "concept.py",
-            "captions.py",
-            "text_recipes.py",
-            "training.py",
-            "measurements/fine_tuning.py",
-        ],
+        ["lora.py", "concept.py", "training.py", *WORDS],
     ),
     "autoencoder": (
         autoencoder.autoencoder_study,
-        [
-            "latent.py",
-            "baselines.py",
-            "measurements/autoencoder.py",
-            "networks/*.py",
-            "samplers/*.py",
-            "metrics.py",
-        ],
+        ["latent.py", "baselines.py", *TRAINED],
     ),
-    "bits": (bits.bits, ["likelihood.py", "process.py", "denoiser.py"]),
+    "bits": (bits.bits, ["likelihood.py", FASHION]),
 }
 
 
@@ -102,7 +70,7 @@ def measure(name: str, report: Report = lambda line: None, anew: bool = False) -
     """
     if name not in MEASUREMENTS:
         raise ValueError(f"no measurement {name!r}: there are {sorted(MEASUREMENTS)}")
-    function, files = MEASUREMENTS[name]
+    function, files = MEASUREMENTS[name][0], depends_on(name)
     start, code = time.perf_counter(), code_hash(*files)
     path = results_folder() / f"{name}.json"
     if anew and path.exists():
@@ -126,6 +94,14 @@ def measure(name: str, report: Report = lambda line: None, anew: bool = False) -
     return path
 
 
+def depends_on(name: str) -> list[str]:
+    """Return the library's files on which a measurement's values depend."""
+    function, files = MEASUREMENTS[name]
+    path = Path(inspect.getfile(function))
+    own = [path.relative_to(PACKAGE).as_posix()] if PACKAGE in path.parents else []
+    return [*own, *CORE, *files]
+
+
 def machine() -> str:
     """Return what measured: "one GPU", or how many CPU cores."""
     return "one GPU" if device() == "cuda" else f"{os.cpu_count()} CPU cores"
@@ -145,7 +121,7 @@ def stale() -> list[str]:
 
 
 def _is_stale(name: str) -> bool:
-    found, code = result(name), code_hash(*MEASUREMENTS[name][1])
+    found, code = result(name), code_hash(*depends_on(name))
     return any(
         run.get("code", found["code"]) != code for run in found.get("runs", [found])
     )

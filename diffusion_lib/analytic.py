@@ -40,7 +40,9 @@ class GaussianMixture:
         self.means, self.weights = means, weights.to(means) / weights.sum()
         self.cov = cov  # (K, D, D)
         self.variances, self.axes = torch.linalg.eigh(self.cov)  # (K, D), (K, D, D)
-        if bool((self.variances < -1e-9).any()):
+        largest = self.variances.abs().amax(1, keepdim=True)
+        rounding = 10 * D * torch.finfo(means.dtype).eps * largest
+        if bool((self.variances < -rounding).any()):
             raise ValueError("a covariance has a negative eigenvalue")
         self.variances = self.variances.clamp(min=0)
 
@@ -101,7 +103,9 @@ class GaussianMixture:
         log_weights = self.weights.log() - (gap * fit).sum(1) / 2
         log_weights = log_weights - torch.linalg.slogdet(seen).logabsdet / 2
         means = self.means + torch.einsum("kdm,km->kd", gain, gap)
-        cov = self.cov - gain @ matrix @ self.cov
+        kept = torch.eye(self.means.shape[1]).to(gain) - gain @ matrix  # (K, D, D)
+        spread = kept @ (self.axes * self.variances.sqrt()[:, None])
+        cov = spread @ spread.mT + noise**2 * gain @ gain.mT  # never below 0
         cov = (cov + cov.mT) / 2
         return GaussianMixture(means, weights=log_weights.softmax(0), cov=cov)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .captions import NOTHING, SIZE, Captioned, caption_pictures
 from .data import fashion_mnist
 from .denoiser import Denoiser
-from .grammar import NOUNS
+from .grammar import NOUNS, with_article
 from .networks import Classifier
 from .recipes import generate
 from .text_recipes import Pairs, composed, names
@@ -35,14 +35,22 @@ def mirrored(canvases: Tensor) -> Tensor:
 def turned(n: int, generator: torch.Generator | None = None) -> Captioned:
     """Return n canvases of one turned sneaker or boot, and captions that say so.
 
-    From the training split; only the shoe is mirrored, not its place.
+    From the training split; only the shoe is mirrored, not its place. Raises ValueError
+    unless n >= 1.
     """
-    drawn = caption_pictures("train", 40 * n, generator)
-    label = drawn.attributes[..., 0]
-    alone = (label == NOTHING).any(1)
-    rows = (alone & torch.isin(label, torch.tensor(TAUGHT)).any(1)).nonzero()[:n, 0]
-    captions = [re.sub("^(a|an) ", f"a {WORD} ", drawn.captions[i]) for i in rows]
-    return Captioned(mirrored(drawn.pictures[rows]), captions, drawn.attributes[rows])
+    if n < 1:
+        raise ValueError(f"n counts canvases, from 1 on: got {n}")
+    found: list[tuple[Tensor, str, Tensor]] = []
+    while len(found) < n:
+        drawn = caption_pictures("train", 40 * n, generator)
+        label = drawn.attributes[..., 0]
+        shoe = torch.isin(label, torch.tensor(TAUGHT)).any(1)
+        alone = (label == NOTHING).any(1)
+        every = zip(*drawn, strict=True)
+        found += [one for one, kept in zip(every, shoe & alone, strict=True) if kept]
+    pictures, captions, attributes = zip(*found[:n], strict=True)
+    told = [re.sub("^(a|an) ", f"a {WORD} ", caption) for caption in captions]
+    return Captioned(mirrored(torch.stack(pictures)), told, torch.stack(attributes))
 
 
 @lru_cache(maxsize=1)
@@ -71,8 +79,7 @@ def requests(n: int, labels: Sequence[int], word: str = "") -> tuple[list[str], 
     asked = [(*kinds[i // 2 % len(kinds)], i % 2) for i in range(n)]
     phrases = [f"{word} {noun}".strip() for noun, _, _ in asked]
     captions = [
-        f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase} on the "
-        f"{('left', 'right')[side]}"
+        f"{with_article(phrase)} on the {('left', 'right')[side]}"
         for phrase, (_, _, side) in zip(phrases, asked, strict=True)
     ]
     return captions, torch.tensor([(label, side) for _, label, side in asked])

@@ -4,14 +4,12 @@ What a model knows depends on the ratio alpha_t / sigma_t alone. DDPM's index, t
 of a continuous VP chain, Karras' sigma and the time of a flow are four names for it.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from .samplers import Denoise
 from .schedules import Schedule
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
 _SLACK = 1e-6  # of log-SNR: rounding in a time converted there and back
 
 

@@ -105,8 +105,9 @@ def taught(
     LOT paths at a time, and their points dealt at random; the same seed and k give the
     same batch.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module, each = checkpoints.load(teacher, device), LOT * TAUGHT // size
+    there = torch.accelerator.is_available()  # where `train` puts the student
+    device = torch.accelerator.current_accelerator() if there else None
+    module, each = checkpoints.load(teacher, device or "cpu"), LOT * TAUGHT // size
 
     @lru_cache(maxsize=1)
     def lot(number: int) -> Callable[[int], tuple[Tensor, ...]]:

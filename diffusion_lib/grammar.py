@@ -98,7 +98,8 @@ def tables(label: int) -> tuple[list, list]:
 def meaning(caption: str) -> list[Scene]:
     """Return the scenes of which a caption is true; None for what it leaves open.
 
-    Raises ValueError for a caption that the grammar does not make, naming its forms.
+    Raises ValueError for a caption that the grammar does not make, naming its forms, or
+    one with two words for the brightness or the shape of one garment.
     """
     text = " ".join(split(caption))
     scenes = []
@@ -132,12 +133,14 @@ def _garment(phrase: str, many: bool) -> Garment | None:
 
 def _looks(label: int, words: list[str]) -> list[int | None] | None:
     """What adjectives say of brightness and shape, or None if one is no adjective."""
-    looks, left = [], words
-    for table in tables(label):
-        said = [i for i, known in enumerate(table) for word in left if word in known]
-        looks.append(said[0] if said else None)
-        left = [w for w in left if not any(w in known for known in table)]
-    return None if left else looks
+    known = [{w: i for i, ws in enumerate(t) for w in ws} for t in tables(label)]
+    if not all(any(word in table for table in known) for word in words):
+        return None
+    said = [[word for word in words if word in table] for table in known]
+    for twice in said:
+        if len(twice) > 1:
+            raise ValueError(f"{' and '.join(twice)} of one garment: say one of them")
+    return [t[s[0]] if s else None for t, s in zip(known, said, strict=True)]
 
 
 def fits(scene: Scene, seen: list[list[int]], nothing: int) -> bool:

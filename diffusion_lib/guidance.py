@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .denoiser import Cond, Denoiser
+from .samplers import Denoise
 from .schedules import Schedule
-
-Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 def given(denoiser: Denoiser, cond: Cond | None) -> Denoise:
@@ -34,7 +33,7 @@ def classifier_free(
     null = denoiser.null(cond)
     both = {name: torch.cat([null[name], cond[name]]) for name in cond}
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
+    def denoise(x: Tensor, t: Tensor | float) -> Tensor:
         t = torch.as_tensor(t)
         t = torch.cat([t, t]) if t.ndim else t
         without, with_ = denoiser(torch.cat([x, x]), t, both).chunk(2)
@@ -52,7 +51,7 @@ def _std(x: Tensor) -> Tensor:
 def classifier_guided(
     denoise: Denoise,
     schedule: Schedule,
-    log_prob: Callable[[Tensor, Tensor], Tensor],
+    log_prob: Callable[[Tensor, Tensor | float], Tensor],
     scale: float = 1.0,
 ) -> Denoise:
     """Guide by a classifier of noisy pictures (Dhariwal and Nichol 2021).
@@ -62,7 +61,7 @@ def classifier_guided(
     x_t says nothing of y, and denoise's answer is returned as it is.
     """
 
-    def guided(x: Tensor, t: Tensor) -> Tensor:
+    def guided(x: Tensor, t: Tensor | float) -> Tensor:
         x0, (alpha, sigma) = denoise(x, t), schedule(t, x)
         if not bool((alpha > 0).any()):
             return x0
@@ -76,14 +75,14 @@ def classifier_guided(
 
 def label_log_prob(
     classifier: Callable[[Tensor, Tensor], Tensor], schedule: Schedule, label: Tensor
-) -> Callable[[Tensor, Tensor], Tensor]:
+) -> Callable[[Tensor, Tensor | float], Tensor]:
     """Return log_prob(x_t, t) = log p(label | x_t), (B,), for `classifier_guided`.
 
     classifier(x, u (B,)) -> logits (B, classes), fed as a Denoiser feeds its net: x at
     unit variance, u = schedule.embed(t). label: (B,) int64.
     """
 
-    def log_prob(x: Tensor, t: Tensor) -> Tensor:
+    def log_prob(x: Tensor, t: Tensor | float) -> Tensor:
         alpha, sigma = schedule.at(t, x)
         unit = x / (alpha**2 + sigma**2) ** 0.5
         logits = classifier(unit, schedule.embed_at(t, x))
@@ -115,7 +114,7 @@ def within(
     if not low < high:
         raise ValueError(f"within needs low < high, got {low} and {high}")
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
+    def denoise(x: Tensor, t: Tensor | float) -> Tensor:
         alpha, sigma = schedule.at(t, x)
         ratio = sigma / alpha if alpha > 0 else math.inf
         return (inside if low <= ratio <= high else outside)(x, t)
@@ -130,7 +129,9 @@ def inpaint(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
     rest is not a draw of the posterior, for x_t is not told what x_0 was (the chapter
     on inverse problems measures the bias).
     """
-    return lambda x, t: torch.where(mask.bool(), known.to(x), denoise(x, t))
+    return lambda x, t: torch.where(
+        mask.to(x.device).bool(), known.to(x), denoise(x, t)
+    )
 
 
 def clip_x0(denoise: Denoise, low: float = -1.0, high: float = 1.0) -> Denoise:
@@ -149,7 +150,7 @@ def dynamic_threshold(denoise: Denoise, share: float = 0.995) -> Denoise:
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
 
-    def thresholded(x: Tensor, t: Tensor) -> Tensor:
+    def thresholded(x: Tensor, t: Tensor | float) -> Tensor:
         x0 = denoise(x, t)
         q = x0.flatten(1).float().abs().quantile(share, dim=1).clamp(min=1).to(x0)
         q = q.reshape(-1, *(1,) * (x0.ndim - 1))

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from .process import posterior_coefficients, q_sample, q_step
-from .samplers import checked_times
+from .samplers import Denoise, checked_times
 from .schedules import Schedule
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
 Operator = Callable[[Tensor], Tensor]
 BELIEFS = ("point", "isotropic", "tweedie")
 
@@ -50,7 +49,7 @@ def posterior_guided(
     if belief not in BELIEFS or not (noise > 0 or noise == 0 and belief != "point"):
         raise ValueError(f"belief {belief!r}, noise {noise}: one of {BELIEFS}, >= 0")
 
-    def guided(x: Tensor, t: Tensor) -> Tensor:
+    def guided(x: Tensor, t: Tensor | float) -> Tensor:
         alpha, sigma = schedule(t, x)
         if not bool((alpha > 0).all()):
             return denoise(x, t)
@@ -92,7 +91,7 @@ def projected(
     mask this is `inpaint`.
     """
 
-    def denoise_fitting(x: Tensor, t: Tensor) -> Tensor:
+    def denoise_fitting(x: Tensor, t: Tensor | float) -> Tensor:
         x0, r2 = denoise(x, t), isotropic_variance(schedule, t, x, data_std)
         with torch.enable_grad():
             at = x0.detach().requires_grad_()
@@ -170,7 +169,7 @@ def replaced(step: Callable, known: Tensor, mask: Tensor, rounds: int = 1) -> Ca
         for left in reversed(range(rounds if s > 0 else 1)):
             x_s, x0, after = step(denoise, schedule, x, t, s, state, noise)
             drawn = q_sample(schedule, known.to(x).expand_as(x), s, noise())
-            x_s = torch.where(mask.bool(), drawn, x_s)
+            x_s = torch.where(mask.to(x.device).bool(), drawn, x_s)
             x = q_step(schedule, x_s, s, t, noise()) if left else x_s
         return x, x0, after
 

@@ -69,8 +69,9 @@ def _critic(device: torch.device) -> NoisyClassifier:
 @torch.no_grad()
 def fit_scale(autoencoder: Autoencoder, x: Tensor) -> float:
     """Set autoencoder.scale so that the latents of x have unit variance; return it."""
-    autoencoder.scale.fill_(1)
-    latents = torch.cat([autoencoder.encode(part) for part in x.split(500)])
+    device = autoencoder.scale.fill_(1).device
+    parts = [autoencoder.encode(part.to(device)) for part in x.split(500)]
+    latents = torch.cat(parts)
     return float(autoencoder.scale.copy_(1 / latents.std()))
 
 
@@ -93,7 +94,7 @@ def reconstruction(autoencoder: Autoencoder, n: int = 2000) -> dict[str, float]:
     """
     if not 1 <= n <= 5000:
         raise ValueError(f"n = {n}: of 10,000 pictures at most half can be rebuilt")
-    x = fashion_mnist("test")[0][n : 2 * n]
+    x = fashion_mnist("test")[0][n : 2 * n].to(autoencoder.scale.device)
     parts = [autoencoder.posterior(part) for part in x.split(500)]
     mean, log_std = (torch.cat(part) for part in zip(*parts, strict=True))
     latents = autoencoder.scale * mean

@@ -20,9 +20,9 @@ from .process import (
     q_sample,
     reverse_variance,
 )
+from .samplers import Denoise
 from .schedules import Schedule
 
-Denoise = Callable[[Tensor, Tensor | float], Tensor]
 Nats = TypeVar("Nats", Tensor, float)
 
 
@@ -122,8 +122,8 @@ def step_nats(
 ) -> Tensor:
     """Return what the step from t to s costs, (B,) nats, at one draw of x_t.
 
-    kl_term where s > 0, decoder_nll where s = 0; t and s are () or (B,). With
-    "beta_tilde", which is 0 at s = 0, the last step takes "beta", as Ho et al. do.
+    kl_term where s > 0, decoder_nll where s = 0; t and s are () or (B,). A variance
+    that is 0 at s = 0, as "beta_tilde" is, gives way to "beta" there, as in Ho et al.
     """
     eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(x0.device)
     x0_hat = denoise(q_sample(schedule, x0, t, eps), t)
@@ -135,8 +135,9 @@ def step_nats(
         t_rows, s_rows = _rows(t, rows), _rows(s, rows)
         part, part_hat = x0[rows].double(), x0_hat[rows]
         if is_last:
-            kind = "beta" if variance == "beta_tilde" else variance
-            var = reverse_variance(kind, schedule, part, t_rows, s_rows)
+            var = reverse_variance(variance, schedule, part, t_rows, s_rows)
+            if not bool(torch.as_tensor(var).any()):
+                var = reverse_variance("beta", schedule, part, t_rows, s_rows)
             nats[rows] = decoder_nll(part, part_hat, var**0.5, levels)
         else:
             nats[rows] = kl_term(schedule, part, part_hat, t_rows, s_rows, variance)
@@ -196,8 +197,8 @@ def step_groups(n: int, draws: int | None = None) -> list[tuple[int, int]]:
     if not 1 <= draws <= n:
         raise ValueError(f"draws must be between 1 and the {n} steps: got {draws}")
     ends = [round(n ** (i / draws)) for i in range(1, draws + 1)]  # from the data's end
-    for i in range(draws):
-        ends[i] = max(ends[i], i + 1)
+    for i in reversed(range(draws - 1)):  # no group is empty
+        ends[i] = min(max(ends[i], i + 1), ends[i + 1] - 1)
     starts = [0, *ends[:-1]]
     return [(n - b, b - a) for a, b in zip(starts, ends, strict=True)][::-1]
 

@@ -22,6 +22,7 @@ from .networks import TextEncoder
 from .tokens import VOCABULARY, tokenise
 
 M = TypeVar("M", bound=nn.Module)
+UPDATE = ".parametrizations.weight.0"  # where a layer keeps what is added to it
 
 
 class LowRank(nn.Module):
@@ -190,13 +191,22 @@ def save_adaptor(
     told = checkpoints.fingerprint(removed(copy.deepcopy(module)))
     checkpoints.expect(checkpoints.load(base), told, f"this was not made from {base}")
     words = [word for change in _changes(module, NewWords) for word in change.words]
-    scales = [change.scale for change in _changes(module, LowRank)]
     header: dict[str, Any] = {"base": base, "base_hash": told, "words": words}
-    header |= {"scale": scales[0] if scales else 1.0, "facts": facts or {}}
+    header |= {"scales": _scales(module), "facts": facts or {}}
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     tensors = {name: value.cpu().contiguous() for name, value in added.items()}
     save_file(tensors, partial, metadata={"adaptor": json.dumps(header)})
     os.replace(partial, path)
+
+
+def _scales(module: nn.Module) -> dict[str, float]:
+    """The scale of every low-rank update, by its layer's name."""
+    return {
+        name.removesuffix(UPDATE): part.scale
+        for name, part in module.named_modules()
+        if isinstance(part, LowRank)
+    }
 
 
 def read_adaptor(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -225,10 +235,12 @@ def load_adaptor(path: str | Path, base: nn.Module | None = None) -> nn.Module:
     why = f"{path} was trained on {header['base']}"
     checkpoints.expect(module, header["base_hash"], why)
     for name, value in tensors.items():
-        owner, _, kind = name.partition(".parametrizations.weight.0.")
+        owner, _, kind = name.partition(f"{UPDATE}.")
         if kind == "A":
             layer: Any = module.get_submodule(owner)
-            change = LowRank(layer.weight, len(value), header["scale"])
+            one = header.get("scale")  # an older file has one for all
+            scale = header["scales"][owner] if one is None else one
+            change = LowRank(layer.weight, len(value), scale)
             parametrize.register_parametrization(layer, "weight", change)
         elif kind == "rows":
             (word,) = header["words"]

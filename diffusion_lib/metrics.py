@@ -31,20 +31,23 @@ def _scale() -> float:
 
 
 @torch.no_grad()
+@torch.autocast("cpu", enabled=False)
 def features(x: Tensor, batch: int = 500) -> Tensor:
     """Return features (N, 64) float64 of grey pictures (N, 1, 28, 28) in [-1, 1].
 
-    Scaled to mean square 1 on the training pictures.
-    Values outside [-1, 1] are clamped, as a screen would. Raises TypeError or
-    ValueError for integers, other shapes, NaN, or values that look like 0..255.
+    Scaled to mean square 1 on the training pictures, and in float32 also within
+    torch.autocast. Values outside [-1, 1] are clamped, as a screen would. Raises
+    TypeError or ValueError for integers, other shapes, NaN, or values that look like
+    0..255.
     """
     parts = _as_shown(x).split(batch)
     return torch.cat([scorer().features(part) for part in parts]).double() / _scale()
 
 
 @torch.no_grad()
+@torch.autocast("cpu", enabled=False)
 def classify(x: Tensor, batch: int = 500) -> Tensor:
-    """Return the classifier's class probabilities, (N, 10); errors as features."""
+    """Return the classifier's class probabilities, (N, 10); all else as features."""
     parts = _as_shown(x).split(batch)
     return torch.cat([scorer()(part).softmax(1) for part in parts])
 

@@ -230,7 +230,8 @@ class VPSchedule(Schedule):
         integral = torch.nn.functional.softplus(-log_snr)
         slope = self.beta_max - self.beta_min
         root = (self.beta_min**2 + 2 * slope * integral).sqrt()
-        return (2 * integral / (self.beta_min + root)).clamp(0, self.t_max)
+        time = (2 * integral / (self.beta_min + root)).clamp(0, self.t_max)
+        return torch.where(integral == 0, 0.0, time)  # 0 / 0 where beta_min = 0
 
 
 class FlowSchedule(Schedule):

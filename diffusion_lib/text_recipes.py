@@ -85,8 +85,13 @@ def attribute_loss(judge: Classifier, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def names(judge: Classifier, halves: Tensor) -> Tensor:
-    """Return the judge's labels of halves (N, 1, 28, 28), NOTHING for empty, (N,)."""
-    return torch.cat([judge(part).argmax(1) for part in halves.split(500)])
+    """Return the judge's labels of halves (N, 1, 28, 28), NOTHING for empty, (N,).
+
+    In float32, also within torch.autocast.
+    """
+    with torch.autocast(halves.device.type, enabled=False):
+        parts = halves.float().split(500)
+        return torch.cat([judge(part).argmax(1) for part in parts])
 
 
 def judged(judge: Classifier, canvases: Tensor) -> Tensor:
@@ -151,19 +156,15 @@ def _logits(clip: CLIP, pictures: Tensor, captions: list[str]) -> Tensor:
     return torch.cat([clip(part, tokens) for part in pictures.split(250)])
 
 
-def composed(
+def painted(
     denoiser: Denoiser,
-    judge: Classifier,
     captions: list[str],
     scale: float = 3.0,
     calls: int = 20,
     seed: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Return a canvas for each caption, and whether the caption is true of it, (N,).
-
-    The judge names the garments; brightness and shape are measured on the pixels.
-    """
-    pictures = generate(
+) -> Tensor:
+    """Return a canvas for each caption, (N, 1, 28, 56); see `recipes.generate`."""
+    return generate(
         denoiser,
         len(captions),
         calls,
@@ -172,6 +173,21 @@ def composed(
         size=SIZE,
         cond={"text": tokenise(captions)},
     )
+
+
+def composed(
+    denoiser: Denoiser,
+    judge: Classifier,
+    captions: list[str],
+    scale: float = 3.0,
+    calls: int = 20,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Return `painted` canvases, and whether each caption is true of its canvas, (N,).
+
+    The judge names the garments; brightness and shape are measured on the pixels.
+    """
+    pictures = painted(denoiser, captions, scale, calls, seed)
     return pictures, true_of(captions, judged(judge, pictures))
 
 

@@ -43,9 +43,15 @@ def _number(word: str, vocabulary: list[str]) -> int:
     return vocabulary.index(word)
 
 
-def detokenise(tokens: Tensor) -> list[str]:
-    """Return the captions of tokens (B, L), without start and filling."""
-    rows = tokens.tolist()
-    return [
-        " ".join(VOCABULARY[n] for n in row if n not in (PAD, START)) for row in rows
-    ]
+def detokenise(tokens: Tensor, new: Sequence[str] = ()) -> list[str]:
+    """Return the captions of tokens (B, L), without start and filling.
+
+    new: as in `tokenise`. Raises ValueError for a token that is no word's.
+    """
+    known, rows = [*VOCABULARY, *new], tokens.tolist()
+    if strange := {n for row in rows for n in row if not 0 <= n < len(known)}:
+        raise ValueError(
+            f"tokens {sorted(strange)} are none of the {len(known)} words': give those "
+            "that the network learnt later as new"
+        )
+    return [" ".join(known[n] for n in row if n not in (PAD, START)) for row in rows]

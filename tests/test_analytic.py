@@ -176,6 +176,29 @@ def test_the_empirical_denoiser_minimises_the_training_loss():
     assert abs(residual) < 5 * ((best - x0) * x).std() / len(x) ** 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("M", [2, 5])
+def test_a_mixture_can_be_conditioned_exactly(dtype, M):
+    """Without noise, in either precision: what is seen is then certain."""
+    for seed in range(50):
+        generator = torch.Generator().manual_seed(seed)
+        means, A = (torch.randn(n, 5, generator=generator) for n in (3, M))
+        law = GaussianMixture(means.to(dtype), 0.5)
+        posterior = law.given(A.to(dtype), torch.ones(M, dtype=dtype), 0.0)
+        seen = A.to(dtype) @ posterior.cov @ A.to(dtype).T
+        assert float(seen.abs().max()) < 1e-3
+        left = posterior.variances.sum(1)  # 0.25 along each direction left
+        assert float((left - 0.25 * (5 - M)).abs().max()) < 1e-2
+
+
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e6])
+def test_a_negative_variance_is_one_beside_the_largest(size):
+    means, flat = torch.zeros(1, 2), torch.diag(torch.tensor([1.0, -1e-7]))
+    assert GaussianMixture(means, cov=size * flat).variances.min() == 0
+    with pytest.raises(ValueError, match="negative eigenvalue"):
+        GaussianMixture(means, cov=size * torch.diag(torch.tensor([1.0, -1e-2])))
+
+
 def test_at_little_noise_the_empirical_denoiser_says_the_nearest_picture():
     schedule, x0 = SCHEDULES["cosine"], draws(50, 1, 4, 4).float()
     denoise = empirical_denoiser(x0, schedule)

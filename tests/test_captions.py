@@ -58,12 +58,17 @@ def test_what_is_written_is_read_back_and_fits_its_scene():
     assert forms >= {"", "left", "right", "and", "two"}
 
 
+BAG, BOOT = (8, 0, None), (9, 2, None)
+BOTH_WAYS = [(BAG, BOOT), (BOOT, BAG)]
+
+
 @pytest.mark.parametrize(
     "caption, expected",
     [
         ("a dark boot on the left", [((9, 0, None), None)]),
         ("A pale bag, right of a slim gown.", [((3, None, 0), (8, 2, None))]),
         ("two flat sneakers", [((7, None, 2), (7, None, 2))]),
+        ("a dark bag and a light boot", BOTH_WAYS),
         ("a shirt", [((6, None, None), None), (None, (6, None, None))]),
         (
             "a t-shirt and a pair of pants",
@@ -195,6 +200,11 @@ def test_tokens_are_read_back_and_nothing_is_lost(drawn):
     assert torch.equal(tokenise(["A Dark, boot."], 5), tokenise("a dark boot", 5))
 
 
+def test_words_learnt_later_are_read_back_too():
+    tokens = tokenise("a turned boot", new=("turned",))
+    assert detokenise(tokens, new=("turned",)) == ["a turned boot"]
+
+
 def test_the_vocabulary_is_the_grammar_s_and_keeps_its_order():
     """Trained nets count on it."""
     words = VOCABULARY[2:]
@@ -212,6 +222,14 @@ def test_the_vocabulary_is_the_grammar_s_and_keeps_its_order():
         (lambda: meaning("a boot under a bag"), "cannot read .*the forms are"),
         (lambda: meaning("a narrow boot"), "cannot read"),
         (lambda: meaning("dark"), "cannot read"),
+        (lambda: meaning("a dark light bag"), "dark and light of one garment"),
+        (lambda: meaning("a coat beside a slim wide gown"), "slim and wide of one"),
+        (lambda: meaning("two dim dark boots"), "dim and dark of one garment"),
+        (
+            lambda: detokenise(torch.tensor([[1, 63]])),
+            r"tokens \[63\] are .* as new",
+        ),
+        (lambda: detokenise(torch.tensor([[1, -1]])), r"tokens \[-1\] are none"),
         (lambda: describe((None, None), random), "nothing to describe"),
         (lambda: caption_pictures("all", 3), "'train' or 'test'"),
         (lambda: caption_pictures("test", 3, None, "words"), "unseen is None"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_text_recipes import SMALL
 
-from diffusion_lib import checkpoints, measurements
+from diffusion_lib import checkpoints, measurements, text_recipes
 from diffusion_lib.captions import NOTHING, asks_for_held_out, caption_pictures, true_of
 from diffusion_lib.ledger import result
 from diffusion_lib.measurements import compositions
@@ -136,6 +136,20 @@ def test_an_interrupted_measurement_goes_on(shipped, measured):
         )
         assert run["n"] == 3 or "control" in run["kind"]
     assert told[0].startswith("seen, scale 1, seed 0: true 0.")
+
+
+def test_a_canvas_is_judged_once_and_in_full_precision(shipped, monkeypatch):
+    """What is true and what fails are counted on the same answers."""
+    seen, names = [], text_recipes.names
+
+    def noted(judge, halves):
+        seen.append((len(halves), torch.is_autocast_enabled("cpu")))
+        return names(judge, halves)
+
+    monkeypatch.setattr(text_recipes, "names", noted)
+    denoiser = checkpoints.load("fashion-text")
+    compositions.one_run(denoiser, "seen", 1.0, 0)
+    assert seen == [(6, False)] * 2  # three real canvases, and three painted
 
 
 def test_without_its_nets_the_measurement_says_which(monkeypatch, tmp_path):

@@ -52,6 +52,19 @@ def test_the_handful_shows_turned_shoes_and_says_so(on_test):
     assert torch.equal(mirrored(back), few.pictures)
 
 
+def test_there_are_as_many_as_asked_for(on_test, monkeypatch):
+    """Also where one lot of canvases has too few shoes: then another is drawn."""
+    draw = concept.caption_pictures
+    monkeypatch.setattr(
+        concept, "caption_pictures", lambda split, n, *rest: draw(split, 20, *rest)
+    )
+    few = turned(7, torch.Generator().manual_seed(0))
+    assert [len(part) for part in few] == [7] * 3
+    assert len(few.pictures.unique(dim=0)) == 7
+    with pytest.raises(ValueError, match="from 1 on: got 0"):
+        turned(0)
+
+
 def test_direction_is_measured_on_the_pixels(on_test, fashion):
     x, label = (part[:2000] for part in fashion)
     shoes = torch.isin(label, torch.tensor(TAUGHT))

@@ -74,6 +74,11 @@ def test_ddim_and_2m_do_not_depend_on_the_notation(step):
     assert ends[0].std() > 0.5  # not all in one place
 
 
+@pytest.mark.parametrize("new", [*SCHEDULES.values(), dl.VPSchedule(0, 20)])
+def test_data_stay_data(new):
+    assert all(convert_time(0, old, new) == 0 for old in SCHEDULES.values())
+
+
 def test_what_has_no_name_is_refused():
     cosine, edm, flow = SCHEDULES["cosine"], SCHEDULES["edm"], SCHEDULES["flow"]
     with pytest.raises(ValueError, match="noisier than the other"):

@@ -193,6 +193,21 @@ def test_batches_repeat_themselves_and_lots_do_not(tmp_path, monkeypatch):
     assert len(torch.cat([lot, other[0].flatten(1)]).unique(dim=0)) > 4
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_the_teacher_is_where_training_puts_the_student(monkeypatch, there):
+    """An accelerator of any kind, if there is one; a GPU of one maker is none."""
+    found = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not there)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
+    device = torch.device("meta")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: device)
+    monkeypatch.setattr(
+        checkpoints, "load", lambda name, device: found.update({name: str(device)})
+    )
+    taught(7, teacher="it")
+    assert found == {"it": "meta" if there else "cpu"}
+
+
 @pytest.mark.slow
 def test_the_recipe_begins_at_its_teacher(tmp_path, monkeypatch):
     monkeypatch.setattr(distillation, "LOT", 20)

@@ -181,6 +181,12 @@ def test_inpainting_keeps_what_is_known(mixture):
     assert float(x[:, 1].abs().max()) < 3
 
 
+def test_what_is_known_follows_x_to_its_device():
+    known, mask = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+    denoise = inpaint(lambda x, t: x, known, mask)
+    assert denoise(torch.ones(5, 2, device="meta"), 500).device.type == "meta"
+
+
 def test_clipping_keeps_x0_in_range_and_composes():
     guided = classifier_free(DENOISER, COND, 3.0)
     clipped = clip_x0(guided, -0.5, 2.0)

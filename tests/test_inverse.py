@@ -189,6 +189,18 @@ def test_repaint_s_rounds_reduce_the_bias_and_cost_calls():
     assert len(calls) == 4 * 3 + 1
 
 
+def test_what_is_known_follows_x_to_its_device(monkeypatch):
+    monkeypatch.setattr("diffusion_lib.inverse.q_sample", lambda s, x0, t, eps: x0)
+    x = torch.ones(5, 2, device="meta")
+
+    def step(denoise, schedule, x, t, s, state, noise):
+        return x, x, None
+
+    t, s = torch.tensor([0.5, 0.0])
+    x_s, _, _ = replaced(step, KNOWN, MASK)(None, VP, x, t, s, None, lambda: x)
+    assert x_s.device.type == "meta"
+
+
 def test_projection_onto_a_mask_is_inpainting_and_fits_any_operator():
     denoise, x = LAW.denoiser(VP), torch.randn(4, 3, dtype=f64)
     mask, y = torch.tensor([1.0, 0, 1], dtype=f64), torch.tensor([0.3, 0, -1.0])

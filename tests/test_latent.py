@@ -128,7 +128,9 @@ def test_pictures_are_not_scored_beside_their_own_copies(fashion):
     """An autoencoder that loses nothing stands where other real pictures stand."""
     n = min(200, len(fashion_mnist("test")[0]) // 2)
     same = SimpleNamespace(
-        posterior=lambda x: (x, torch.zeros_like(x)), scale=1.0, decode=lambda z: z
+        posterior=lambda x: (x, torch.zeros_like(x)),
+        scale=torch.ones(()),
+        decode=lambda z: z,
     )
     found = reconstruction(same, n)
     other = metrics.scores(fashion_mnist("test")[0][n : 2 * n])
@@ -136,6 +138,22 @@ def test_pictures_are_not_scored_beside_their_own_copies(fashion):
     assert {name: found[name] for name in other} == other
     with pytest.raises(ValueError, match="at most half"):
         reconstruction(same, 5001)
+
+
+@pytest.mark.parametrize("use", [fit_scale, lambda module, x: reconstruction(module)])
+def test_pictures_are_brought_to_where_the_autoencoder_is(use, fashion):
+    """Seen on a device that holds no numbers, before any are asked for."""
+
+    class Reached(Exception):
+        pass
+
+    def stop(module, args):
+        raise Reached(args[0].device.type)
+
+    module = VAE.build().to("meta")
+    module.encoder.register_forward_pre_hook(stop)
+    with pytest.raises(Reached, match="meta"):
+        use(module, fashion[0][:10])
 
 
 def test_a_loss_in_latents_is_that_of_the_latents(decoder, fashion):

@@ -143,13 +143,39 @@ def test_the_optimal_variance_is_the_best(mixture):
     assert nats(1.0) < min(nats(0.95), nats(1.05))
 
 
+def test_a_variance_of_0_at_the_end_gives_way_to_beta(mixture):
+    """Interpolated variances lie between beta's and beta_tilde's, and so the bound."""
+    schedule, x0 = dl.cosine_schedule(20), mixture.sample(50)
+    denoise = mixture.denoiser(schedule)
+
+    def steps(variance):
+        seed = torch.Generator().manual_seed(0)
+        found = dl.elbo(
+            denoise, schedule, x0, variance=variance, levels=None, generator=seed
+        )
+        return found["steps"]
+
+    beta = steps("beta")
+    assert_close(steps(dl.interpolated_variance(1.0)), beta)
+    for share in (0.0, 0.5):
+        between = steps(dl.interpolated_variance(share))
+        assert bool(between.isfinite().all())
+        assert_close(between[:, -1], beta[:, -1])
+        assert not torch.allclose(between[:, 5], beta[:, 5])
+    assert_close(steps(dl.interpolated_variance(0.0)), steps("beta_tilde"))
+
+
+GROUPS = [(1000, 24), (10, 10), (7, 3), (6, 4), (5, 1), (1000, 1000), (30, None)]
+
+
 def test_every_step_belongs_to_one_group():
-    for n, draws in [(1000, 24), (10, 10), (7, 3), (5, 1), (1000, 1000), (30, None)]:
+    for n, draws in GROUPS:
         groups = dl.likelihood.step_groups(n, draws)
         assert [
             i for first, size in groups for i in range(first, first + size)
         ] == list(range(n))
         assert len(groups) == (draws or n)
+        assert min(size for _, size in groups) >= 1
     with pytest.raises(ValueError, match="between 1 and the 5 steps"):
         dl.likelihood.step_groups(5, 6)
 

@@ -1,9 +1,11 @@
 """Low-rank updates and new words: nothing at first, exact to merge and to remove."""
 
 import copy
+import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from diffusion_lib import checkpoints
@@ -16,6 +18,7 @@ from diffusion_lib.lora import (
     dial,
     load_adaptor,
     merged,
+    read_adaptor,
     removed,
     save_adaptor,
 )
@@ -195,6 +198,25 @@ def test_a_small_file_gives_the_same_answers(denoiser, shipped, tmp_path):
     }
     again = load_adaptor(path, base=checkpoints.load(shipped))
     assert torch.equal(answer(again, "a turned boot", NEW), wanted)
+
+
+def test_every_update_keeps_its_own_scale(denoiser, shipped, tmp_path):
+    """In a folder that is made for it, too."""
+    add_lora(denoiser, 2, targets=("listen",), scale=0.5)
+    add_lora(denoiser, 1, targets=("conv1",), scale=3.0)
+    path, wanted = tmp_path / "new" / "two.safetensors", answer(shaken(denoiser))
+    save_adaptor(path, denoiser, shipped)
+    assert torch.equal(answer(load_adaptor(path)), wanted)
+
+
+def test_an_older_file_with_one_scale_for_all_is_read(denoiser, shipped, tmp_path):
+    add_lora(denoiser, 2, scale=0.5)
+    path, wanted = tmp_path / "turned.safetensors", answer(shaken(denoiser))
+    save_adaptor(path, denoiser, shipped)
+    header, tensors = read_adaptor(path)
+    assert set(header.pop("scales").values()) == {0.5}
+    save_file(tensors, path, {"adaptor": json.dumps({**header, "scale": 0.5})})
+    assert torch.equal(answer(load_adaptor(path)), wanted)
 
 
 def test_a_file_and_its_base_belong_together(denoiser, shipped, tmp_path):

@@ -202,6 +202,18 @@ def test_features_do_not_depend_on_the_batch_and_see_what_a_screen_shows(fashion
     assert torch.equal(features(2 * x), features((2 * x).clamp(-1, 1)))
 
 
+def test_scores_do_not_depend_on_what_surrounds_them(fashion):
+    """Half precision that is meant for a sampler reaches neither these nor a cache."""
+    x, plain = fashion[0][:50], metrics.real_features(50)
+    metrics.real_features.cache_clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(metrics.real_features(50), plain)
+        assert torch.equal(features(x), plain)
+        inside = metrics.classify(x)
+    assert torch.equal(inside, metrics.classify(x))
+    metrics.real_features.cache_clear()
+
+
 def test_scores_of_real_pictures_are_near_the_floor(fashion):
     told = metrics.scores(data.fashion_mnist("train")[0][:600])
     assert told["n"] == 600

@@ -221,6 +221,14 @@ def test_a_chain_of_one_step():
     assert chain.random_times(5).tolist() == [1] * 5
 
 
+@pytest.mark.parametrize("beta_min", [0.0, 0.1])
+def test_data_have_time_0_also_where_no_noise_comes_at_first(beta_min):
+    vp = VPSchedule(beta_min, 20.0)
+    assert vp.time_at(math.inf) == vp.time_at(vp.log_snr(0)) == 0
+    t = torch.tensor([1e-6, 0.3, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(vp.time_at(vp.log_snr(t)), t)
+
+
 def test_a_chain_may_end_in_pure_noise():
     chain = DiscreteSchedule(torch.tensor([1.0, 0.5, 0.0]))
     alpha, sigma = chain.alpha_sigma(torch.tensor([1.0, 2.0], dtype=torch.float64))

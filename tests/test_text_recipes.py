@@ -143,6 +143,17 @@ def test_pictures_follow_their_captions_and_are_judged(small, fashion):
     assert names(judge, fashion[0][:7]).shape == (7,)
 
 
+def test_the_judge_reads_in_full_precision():
+    judge = RECIPES[text_recipes.JUDGE].spec.build().eval()
+    seen = []
+    judge.register_forward_hook(lambda module, x, logits: seen.append(logits.dtype))
+    halves = torch.rand(3, 1, 28, 28, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = names(judge, halves)
+    assert torch.equal(inside, names(judge, halves.float()))
+    assert seen == [torch.float32] * 2
+
+
 def test_every_kind_of_caption_is_counted_beside_real_canvases(monkeypatch):
     """A judge that always says what is there, and pictures that are never right."""
     told = []

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..samplers import Denoise
 from ..schedules import Schedule
 
-Denoise = Callable[[Tensor, Any], Tensor]
 Sampler = Callable[[Denoise, Schedule, Tensor], Tensor]
 Law = tuple[float, float]  # mean, std
 

@@ -18,7 +18,7 @@ from .. import checkpoints
 from ..captions import NOTHING, asks_for_held_out, caption_pictures, true_of
 from ..denoiser import Denoiser
 from ..grammar import fits, meaning
-from ..text_recipes import JUDGE, composed, judged
+from ..text_recipes import JUDGE, judged, painted
 from .runs import each_run, seed_by_seed
 from .shared import Report, device
 
@@ -80,14 +80,15 @@ def one_run(denoiser: Denoiser, kind: str, scale: float, seed: int) -> dict[str,
     if control:
         captions, real = changed(captions, CHANGES[what]), None
     with torch.autocast(device(), torch.bfloat16):
-        pictures, true = composed(denoiser, judge, captions, scale, CALLS, seed)
+        pictures = painted(denoiser, captions, scale, CALLS, seed)
+    seen = judged(judge, pictures)
     return {
         "kind": kind,
         "scale": scale,
         "n": len(captions),
-        "true": float(true.double().mean()),
+        "true": float(true_of(captions, seen).double().mean()),
         "real": real,
-        **failures(captions, judged(judge, pictures)),
+        **failures(captions, seen),
     }
 
 

@@ -119,8 +119,13 @@ def quality(report: Report) -> Iterator[dict[str, Any]]:
     """Train every contestant for the same seconds; score 2,000 pictures of 20 calls.
 
     Yields after every run. All sample in bf16, with their averaged weights; ours is
-    also scored without the average.
+    also scored without the average. Raises ValueError where there is a GPU.
     """
+    if torch.cuda.is_available():
+        raise ValueError(
+            "quality is measured on CPUs, and here is a GPU: hide it, "
+            "CUDA_VISIBLE_DEVICES= python -m diffusion_lib measure quality"
+        )
     known = contestants()
     found: dict[str, Any] = {"n": N, "calls": 20, "batch": BATCH, "seeds": SEEDS}
     found["versions"] = {p: version(p) for p in ("torch", *PEERS)}

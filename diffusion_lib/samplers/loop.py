@@ -12,7 +12,7 @@ from ..process import check_data, is_finite
 from ..schedules import Schedule
 from .posterior import ddim_step
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
+Denoise = Callable[[Tensor, Tensor | float], Tensor]  # x (B, ...), t -> x0_hat
 Noise = Callable[[], Tensor]
 
 

@@ -191,7 +191,9 @@ def plms_step(denoise, schedule, x, t, s, state=None, noise=None):
 
     The weights are those of even steps; DDIM's step then carries x on, which keeps the
     whole at second order. The first step takes a second call, as in the authors' code.
-    state: as of `deis_step`.
+    state: as of `deis_step`. Needs about 5 steps or more on `recipes.sampling_times`,
+    where 0.2% of fashion-unet's values then lie beyond 1.2 (6% with 3 steps), and about
+    70 on even times of its schedule, where 3 steps give values in the thousands.
     """
     x0 = denoise(x, t)
     past = _with_left(schedule, x, t, x0, state)[:4]

@@ -93,7 +93,7 @@ def upsample(
     generator = torch.Generator().manual_seed(seed)
     shape = (*low_res.shape[:2], *(2 * side for side in low_res.shape[2:]))
     noise = schedule.noise(shape, generator)
-    eps = torch.randn(low_res.shape, generator=generator)
+    eps = torch.randn(low_res.shape, generator=generator).to(low_res)
     times, pictures = sampling_times(schedule, calls), []
     for rows in torch.arange(len(low_res)).split(batch):
         small = told(schedule, low_res[rows], level * schedule.t_max, eps[rows])

@@ -2,10 +2,15 @@
 
 import argparse
 import json
+import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +19,7 @@ from .checkpoints import Spec
 from .denoiser import Denoiser
 from .distillation import student_settings
 from .measurements.shared import device
+from .networks import Upsampler
 from .tokens import tokenise
 from .training import shuffled, train
 
@@ -24,20 +30,35 @@ EXAMPLES = """examples:
   python -m diffusion_lib score fashion-unet --n 2000 --calls 20
   python -m diffusion_lib train fashion-unet --folder runs/mine
   python -m diffusion_lib train --data my-pictures --size 32 --steps 3000
-  python -m diffusion_lib sample runs/my-pictures/model.safetensors
+  python -m diffusion_lib sample runs/my-pictures
 """
+OWN = {"size": 32, "channels": 3, "batch": 64}  # with --data; a recipe has its own
+COMPARED = (
+    "compared with Fashion-MNIST's test pictures (28 x 28, grey) on the features of "
+    "fashion-classifier; Frechet and KID: smaller is better"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; errors of use become one line and exit status 2."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return 2
     try:
         options.run(options)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last save", file=sys.stderr)
+        long = options.run in (train_command, measure)
+        on = "; the same command goes on from the last save" if long else ""
+        print(f"stopped{on}", file=sys.stderr)
         return 130
     return 0
 
@@ -49,108 +70,169 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="command")
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(metavar="command")
     _train_options(commands)
     _sample_options(commands)
-    scored = _command(commands, "score", score, "Frechet, KID, ... of a checkpoint")
-    scored.add_argument("name", help="a shipped name, a .safetensors file, or a folder")
-    scored.add_argument("--n", type=int, default=2000, help="pictures (default 2,000)")
-    scored.add_argument("--calls", type=int, default=20, help="network calls (20)")
-    scored.add_argument("--seed", type=int, default=0)
+    _score_options(commands)
     measured = _command(commands, "measure", measure, "write results/NAME.json")
     measured.add_argument("name", nargs="?", help="which; without it, the list")
     measured.add_argument("--stale", action="store_true", help="list outdated results")
     measured.add_argument("--anew", action="store_true", help="put the old one aside")
-    _command(commands, "list", show, "what is shipped, and the recipes")
+    listed = _command(commands, "list", show, "what is shipped, and the recipes")
+    listed.add_argument("--facts", action="store_true", help="all that files say, JSON")
     _command(commands, "data", fetch, "find or download Fashion-MNIST")
     return parser
 
 
-def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text)
+def _version() -> str:
+    try:
+        return f"diffusion-course {version('diffusion-course')}"
+    except PackageNotFoundError:
+        return "diffusion-course, not installed: run from its folder"
+
+
+def _command(commands, name: str, run, text: str, more="") -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=f"{text}{more}")
     parser.set_defaults(run=run)
     return parser
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"give a whole number from 1, not {text!r}")
+    return int(text)
+
+
 def _train_options(commands) -> None:
-    parser = _command(
-        commands, "train", train_command, "a recipe, or your own pictures"
+    more = (
+        ". An interrupted run is saved every 100 steps: the same command goes on from "
+        "there. Pictures of a folder are cropped to squares; what is transparent is "
+        "laid on white."
     )
-    parser.add_argument("name", nargs="?", help="a recipe (see list)")
-    parser.add_argument("--data", type=Path, help="a folder of your own pictures")
-    parser.add_argument("--size", type=int, default=32, help="their side (32)")
-    parser.add_argument("--channels", type=int, default=3, help="1 grey, 3 RGB (3)")
-    parser.add_argument("--steps", type=int, help="default: the recipe's, or 3,000")
-    parser.add_argument("--batch", type=int, default=64, help="with --data (64)")
-    parser.add_argument("--start", help="a checkpoint to begin from")
-    parser.add_argument("--folder", type=Path, help="state, log, result (runs/NAME)")
-    parser.add_argument("--precision", choices=["no", "bf16", "fp16"])
-    parser.add_argument("--seed", type=int, default=0)
+    text = "a recipe, or your own pictures"
+    parser = _command(commands, "train", train_command, text, more)
+    add = parser.add_argument
+    add("name", nargs="?", help="a recipe (see list)")
+    add("--data", type=Path, help="a folder of your own pictures, with its subfolders")
+    add("--size", type=_count, help="with --data: their side, a multiple of 4 (32)")
+    add("--channels", type=int, choices=[1, 3], help="with --data: 1 grey, 3 RGB (3)")
+    add("--batch", type=_count, help="with --data: pictures a step (64)")
+    add("--steps", type=_count, help="default: the recipe's, or 3,000")
+    add("--start", help="a checkpoint to begin from, in a new folder")
+    add("--folder", type=Path, help="for state, log, result (runs/NAME)")
+    add(
+        "--precision",
+        choices=["no", "bf16", "fp16"],
+        help="of most arithmetic: bf16 is faster where GPU or CPU has it, fp16 on "
+        "older GPUs, no is float32 (the recipe's, or no)",
+    )
+    add("--seed", type=int, default=0, help="of weights, batches and noise (0)")
+
+
+def _painter_options(parser: argparse.ArgumentParser, n: int) -> None:
+    """What `sample` and `score` share."""
+    parser.add_argument("--n", type=_count, default=n, help=f"pictures ({n:,})")
+    parser.add_argument("--calls", type=_count, default=20, help="network calls (20)")
+    text = "of the noise: the same seed, the same pictures (0)"
+    parser.add_argument("--seed", type=int, default=0, help=text)
 
 
 def _sample_options(commands) -> None:
-    parser = _command(commands, "sample", sample_command, "a grid of pictures, as PNG")
-    parser.add_argument("name", help="a shipped name or a .safetensors file")
-    parser.add_argument("--n", type=int, default=64, help="pictures (64)")
-    parser.add_argument("--calls", type=int, default=20, help="network calls (20)")
-    parser.add_argument("--label", help="a class, by name or number")
-    parser.add_argument("--prompt", help="a caption, for a net that reads text")
-    parser.add_argument("--scale", type=float, default=1.0, help="guidance (1 = none)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("samples.png"))
+    text = "a grid of pictures, as PNG"
+    parser = _command(commands, "sample", sample_command, text)
+    add = parser.add_argument
+    add("name", help="a shipped name, a .safetensors file, or a run's folder")
+    _painter_options(parser, 64)
+    classes = ", ".join(data.CLASSES)
+    add("--label", help=f"a class, by name or by number from 0: {classes}")
+    add("--prompt", help='for a net that reads text, like "a dark ankle boot"')
+    text = "guidance towards --label or --prompt (1, none)"
+    add("--scale", type=float, default=1.0, help=text)
+    text = "the file (samples.png, or the first free of samples-2.png, ...)"
+    add("--out", type=Path, help=text)
+
+
+def _score_options(commands) -> None:
+    text = "Frechet distance, KID, ... of a checkpoint's or a folder's pictures"
+    parser = _command(commands, "score", score, text, f", {COMPARED}.")
+    text = "a shipped name, a .safetensors file, a run's folder, or one of pictures"
+    parser.add_argument("name", help=text)
+    _painter_options(parser, 2000)
 
 
 def train_command(options: argparse.Namespace) -> None:
     """Train a recipe, or a U-Net on the pictures of a folder."""
     if (options.name is None) == (options.data is None):
         raise ValueError("give a recipe's name or --data FOLDER, and not both")
+    given = {name: getattr(options, name) for name in OWN}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and options.data is None:
+        raise ValueError(f"--{next(iter(given))} needs --data: a recipe has its own")
     default = options.name or options.data.resolve().name
     folder = options.folder or Path("runs") / default
-    changes = {"seed": options.seed}
+    changes = {"seed": options.seed, "save_every": 100}
     if options.precision:
         changes["precision"] = options.precision
     if options.data is not None:
-        path = _train_pictures(options, folder, changes)
+        path = _train_pictures(options, folder, changes, **{**OWN, **given})
     else:
-        steps = options.steps
-        if steps is None:
-            steps = recipes.named(options.name).steps
-        with _progress(steps) as on_step:
-            path = recipes.run_recipe(
-                options.name, folder, steps, on_step, options.start, **changes
-            )
+        path = _train_recipe(options, folder, changes)
     print(f"written: {path}")
     print(f"next: python -m diffusion_lib sample {path}")
 
 
-def _train_pictures(options, folder: Path, changes: dict) -> Path:
-    x = data.image_folder(options.data, options.size, options.channels)
+def _train_recipe(options, folder: Path, changes: dict) -> Path:
+    steps = options.steps
+    if steps is None:
+        steps = recipes.named(options.name).steps
+    with _progress(steps, folder) as on_step:
+        return recipes.run_recipe(
+            options.name, folder, steps, on_step, options.start, **changes
+        )
+
+
+def _train_pictures(
+    options, folder: Path, changes: dict, size: int, channels: int, batch: int
+) -> Path:
     torch.manual_seed(options.seed)
-    spec, module = _start(options.start, options.channels)
+    spec, module = _start(options.start, channels)
+    _check_size(size, getattr(module.net, "factor", 1))
+    x = data.image_folder(options.data, size, channels)
     steps = 3000 if options.steps is None else options.steps
-    batch, digest = min(options.batch, len(x)), recipes.digest(x)
-    batches = shuffled(x, size=batch, seed=options.seed)
-    print(f"{len(x)} pictures of {options.size} x {options.size}")
-    with _progress(steps) as on_step:
+    batch, digest = min(batch, len(x)), recipes.digest(x)
+    print(f"{len(x)} pictures of {size} x {size}, {batch} at each of {steps} steps")
+    with _progress(steps, folder) as on_step:
         run = train(
             module,
             recipes.unlabelled_loss,
-            batches,
+            shuffled(x, size=batch, seed=options.seed),
             steps,
             folder=folder,
-            identity=f"pictures {digest[:12]}, batch {batch}, from {options.start}",
+            identity=f"pictures {digest[:12]} of {channels} x {size} x {size}, "
+            f"batch {batch}, from {options.start}",
             on_step=on_step,
             **changes,
         )
-    path = folder / "model.safetensors"
-    told = {"pictures": len(x), "data": digest, "batch": batch}
+    told = {"pictures": len(x), "data": digest, "batch": batch, "size": size}
     told |= {"steps": steps, "seed": options.seed}
-    checkpoints.save(path, run.ema, spec, {"size": options.size, **told})
-    pictures = recipes.generate(
-        run.ema.eval(), 16, seed=options.seed, size=options.size
-    )
-    _save_grid(pictures, folder / "samples.png")
+    return _saved(folder / checkpoints.MODEL, run.ema, spec, told)
+
+
+def _saved(path: Path, denoiser: Denoiser, spec: Spec, told: dict) -> Path:
+    checkpoints.save(path, denoiser, spec, told)
+    pictures = recipes.generate(denoiser, 16, seed=told["seed"], size=told["size"])
+    _save_grid(pictures, path.with_name("samples.png"))
     return path
+
+
+def _check_size(size: int, factor: int) -> None:
+    if size % factor:
+        near = [k for k in (size - size % factor, size - size % factor + factor) if k]
+        raise ValueError(
+            f"--size {size} is not a multiple of {factor}, as the network's halving "
+            f"needs: give --size {' or '.join(map(str, near))}"
+        )
 
 
 def _start(name: str | None, channels: int) -> tuple[Spec, Denoiser]:
@@ -159,6 +241,8 @@ def _start(name: str | None, channels: int) -> tuple[Spec, Denoiser]:
         spec = Spec("UNet", {"channels": channels}, "cosine_schedule")
         return spec, spec.build()
     module = _denoiser(name)
+    if module.decoder is not None:
+        raise ValueError(f"{name} works on latents: start from a net of pixels")
     if module.net.channels != channels:
         raise ValueError(
             f"{name} paints pictures of {module.net.channels} channel(s), not "
@@ -168,55 +252,91 @@ def _start(name: str | None, channels: int) -> tuple[Spec, Denoiser]:
 
 
 @contextmanager
-def _progress(steps: int) -> Iterator[Callable[[int, float], None]]:
-    """A bar with the mean of the last losses."""
+def _progress(steps: int, folder: Path) -> Iterator[Callable[[int, float], None]]:
+    """A bar with the mean of the last losses; says what was done before."""
     from tqdm import tqdm
 
     mean = None
 
     def on_step(k: int, loss: float) -> None:
         nonlocal mean
+        if mean is None and k > 1:
+            bar.initial = bar.n = k - 1
+            bar.write(f"going on from step {k - 1:,}, saved in {folder}")
         mean = loss if mean is None else 0.98 * mean + 0.02 * loss
         bar.update(k - bar.n)
         bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
 
-    with tqdm(total=steps, unit="step") as bar:
+    with tqdm(total=steps, unit="step", delay=0.1) as bar:  # none before an error
         yield on_step
+    if mean is None:
+        print(f"nothing left to train: {folder} holds all {steps:,} steps")
 
 
 def sample_command(options: argparse.Namespace) -> None:
     """Draw pictures from a checkpoint and save them as one PNG."""
     denoiser = _denoiser(options.name)
-    pictures = recipes.generate(
+    cond = _asked(options, denoiser.net)
+    pictures = _painted(options, denoiser, cond, options.scale)
+    _save_grid(pictures, options.out or _unused(Path("samples.png")))
+
+
+def _takes(net: Any) -> list[str]:
+    """The conditions that can be given on the command line."""
+    return [name for name in ("label", "text") if getattr(net, name, None) is not None]
+
+
+def _asked(options: argparse.Namespace, net) -> dict[str, torch.Tensor]:
+    """The label and the caption asked for, one for each picture."""
+    asked = {"label": ("--label", options.label), "text": ("--prompt", options.prompt)}
+    takes, cond = _takes(net), {}
+    for name, (flag, value) in asked.items():
+        if value is not None and name not in takes:
+            only = f", only {takes[0]!r}" if takes else ""
+            raise ValueError(f"{options.name} reads no {name}{only}: leave {flag} out")
+    if options.label is not None:
+        cond["label"] = torch.full((options.n,), _class_number(options.label))
+    if options.prompt is not None:
+        cond["text"] = tokenise([options.prompt] * options.n)
+    if options.scale != 1 and not cond:
+        add = " or ".join(asked[name][0] for name in takes)
+        change = f"add {add}" if add else "this net reads neither: leave --scale out"
+        raise ValueError(
+            f"--scale {options.scale:g} guides towards --label or --prompt: {change}"
+        )
+    return cond
+
+
+def _painted(options, denoiser, cond: dict, scale: float = 1.0) -> torch.Tensor:
+    """Pictures of the size that the checkpoint names; a student's in its own steps."""
+    how = {}
+    if checkpoints.facts(options.name).get("student"):
+        how = student_settings(denoiser.schedule, options.calls)
+    return recipes.generate(
         denoiser,
         options.n,
         options.calls,
         seed=options.seed,
-        scale=options.scale,
-        cond=_asked(options, denoiser),
-        size=checkpoints.facts(options.name).get("size", 28),
-        **_how(options, denoiser),
+        scale=scale,
+        cond=cond,
+        size=_shape(options.name, denoiser)[1:],
+        **how,
     )
-    _save_grid(pictures, options.out)
 
 
-def _asked(options: argparse.Namespace, denoiser) -> dict[str, torch.Tensor]:
-    """The label and the caption asked for, one for each picture."""
-    cond = {}
-    if options.label is not None:
-        cond["label"] = torch.full((options.n,), _class_number(options.label))
-    if options.prompt is not None:
-        if getattr(denoiser.net, "text", None) is None:
-            raise ValueError(f"{options.name} reads no text: leave --prompt out")
-        cond["text"] = tokenise([options.prompt] * options.n)
-    return cond
+def _shape(name: str, denoiser) -> tuple[int, int, int]:
+    """What a generator paints, (C, H, W): 28 x 28 unless its file says otherwise."""
+    size = checkpoints.facts(name).get("size", 28)
+    height, width = (size, size) if isinstance(size, int) else size
+    return (denoiser.decoder or denoiser.net).channels, height, width
 
 
-def _how(options: argparse.Namespace, denoiser) -> dict:
-    """A student's own step and times; the usual ones for all else."""
-    if not checkpoints.facts(options.name).get("student"):
-        return {}
-    return student_settings(denoiser.schedule, options.calls)
+def _unused(path: Path) -> Path:
+    """The path, or with -2, -3, ... the first that is free."""
+    if not path.exists():
+        return path
+    numbered = (path.with_stem(f"{path.stem}-{k}") for k in count(2))
+    return next(other for other in numbered if not other.exists())
 
 
 def _save_grid(pictures: torch.Tensor, path: Path) -> None:
@@ -230,7 +350,7 @@ def _save_grid(pictures: torch.Tensor, path: Path) -> None:
 
 def _class_number(text: str) -> int:
     names = [name.lower() for name in data.CLASSES]
-    if text.isdigit() and int(text) < len(names):
+    if text.isdecimal() and int(text) < len(names):
         return int(text)
     found = [i for i, name in enumerate(names) if text.lower() in name.split("/")]
     if found or text.lower() in names:
@@ -240,22 +360,33 @@ def _class_number(text: str) -> int:
 
 def score(options: argparse.Namespace) -> None:
     """Print every score of a checkpoint's pictures, or of a folder of pictures."""
-    if Path(options.name).is_dir():
+    if Path(options.name).is_dir() and not checkpoints.is_known(options.name):
         pictures = data.image_folder(options.name, 28, channels=1)[: options.n]
+        told = "the folder's pictures, made grey and 28 x 28 where they were not"
     else:
         denoiser = _denoiser(options.name)
-        labelled = getattr(denoiser.net, "classes", None) is not None
-        label = torch.arange(options.n) % 10 if labelled else None
-        pictures = recipes.generate(
-            denoiser,
-            options.n,
-            options.calls,
-            label,
-            options.seed,
-            **_how(options, denoiser),
+        shape = _shape(options.name, denoiser)
+        if shape != (1, 28, 28):
+            raise ValueError(
+                f"{options.name} paints pictures of {_times(shape)}: only 1 x 28 x 28 "
+                "can be compared with Fashion-MNIST"
+            )
+        cond = {}
+        if "label" in _takes(denoiser.net):
+            cond["label"] = torch.arange(options.n) % denoiser.net.classes
+        pictures, told = _painted(options, denoiser, cond), "its pictures"
+    if len(pictures) < 6:  # density and coverage look for a fifth neighbour
+        raise ValueError(
+            f"{len(pictures)} pictures are too few to score: give 6 or more"
         )
-    for name, value in metrics.scores(pictures).items():
+    found = metrics.scores(pictures)
+    print(f"{told}, {COMPARED}")
+    for name, value in found.items():
         print(f"{name:20s} {value:.5g}")
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _denoiser(name: str):
@@ -276,12 +407,27 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def show(options: argparse.Namespace) -> None:
-    """List the shipped checkpoints with their facts, and the recipes."""
+    """List the shipped checkpoints, a line each or all facts, and the recipes."""
     for name in checkpoints.available():
         facts = checkpoints.facts(name)
-        shown = ("note", "steps", "seconds", "date", "test_accuracy", "scores")
-        print(name, json.dumps({k: facts[k] for k in shown if k in facts}, indent=1))
+        if options.facts:
+            shown = ("note", "steps", "seconds", "date", "test_accuracy", "scores")
+            told = {k: facts[k] for k in shown if k in facts}
+            print(name, json.dumps(told, indent=1))
+        else:
+            paints, takes = _summary(name, checkpoints.load(name))
+            note = textwrap.shorten(facts.get("note", ""), 50, placeholder=" ...")
+            print(f"{name:26s}{paints:13s}{takes:14s}{note}")
     print("recipes:", ", ".join(sorted(recipes.RECIPES)))
+
+
+def _summary(name: str, module) -> tuple[str, str]:
+    """What a checkpoint paints, and the conditions it takes."""
+    if not hasattr(module, "schedule"):
+        return "", "no generator"
+    shown = isinstance(module.net, Upsampler)
+    takes = ["a picture"] if shown else _takes(module.net) or ["none"]
+    return _times(_shape(name, module)), ", ".join(takes)
 
 
 def fetch(options: argparse.Namespace) -> None:

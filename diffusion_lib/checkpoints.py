@@ -1,9 +1,13 @@
 """Trained networks as files: a Spec, the weights, and facts. Nothing is unpickled."""
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from . import networks, schedules
 from .denoiser import Denoiser
 
 FOLDER = Path(__file__).parent / "checkpoints"
+MODEL = "model.safetensors"  # the file that a folder stands for
 FOREIGN = "not written by diffusion_lib.checkpoints.save, or by another version"
 
 
@@ -81,10 +86,28 @@ def save(
         "facts": json.dumps(facts or {}, sort_keys=True),
         "decoder": fingerprint(module.decoder) if spec.decoder else "",
     }
+    with written_whole(path) as partial:
+        save_file(weights, partial, metadata=header)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a file to write, which then becomes path in one move, or else goes.
+
+    Its folder is made. Its permissions are those of any new file (safetensors would
+    keep all others from reading it).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file(weights, partial, metadata=header)
-    os.replace(partial, path)
+    partial.unlink(missing_ok=True)
+    partial.touch()
+    usual = stat.S_IMODE(partial.stat().st_mode)
+    try:
+        yield partial
+        partial.chmod(usual)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -114,9 +137,10 @@ def available() -> list[str]:
 def load(name: str | Path, device: str | torch.device = "cpu") -> Any:
     """Return the module of a shipped name or a file, in float32 and eval mode.
 
-    A Denoiser, or the bare network of a Spec without a schedule.
-    Raises ValueError for an unknown name, a damaged file, or one not written by save;
-    for latents, also if the decoder's weights have changed since.
+    A Denoiser, or the bare network of a Spec without a schedule. A folder stands for
+    its model.safetensors. Raises ValueError for an unknown name (naming the nearest), a
+    damaged file, or one not written by save; for latents, also if the decoder's weights
+    have changed since.
     """
     path, header = _open(name)
     try:
@@ -144,14 +168,28 @@ def facts(name: str | Path) -> dict[str, Any]:
     return {**json.loads(header["facts"]), "spec": json.loads(header["spec"])}
 
 
+def is_known(name: str | Path) -> bool:
+    """Return whether load would find a file: shipped, named, or in a named folder."""
+    return _path(name).is_file()
+
+
+def _path(name: str | Path) -> Path:
+    """A file as it is, a shipped name's file, or the model of a folder."""
+    path, shipped = Path(name), FOLDER / f"{name}.safetensors"
+    if path.suffix == ".safetensors" and not path.is_dir():
+        return path
+    return path / MODEL if path.is_dir() and not shipped.is_file() else shipped
+
+
 def _open(name: str | Path) -> tuple[Path, dict[str, str]]:
-    path = Path(name)
-    if path.suffix != ".safetensors":
-        path = FOLDER / f"{name}.safetensors"
+    path = _path(name)
     if not path.is_file():
+        near = difflib.get_close_matches(str(name), available(), 1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        held = f"it is a folder without {MODEL}; " if Path(name).is_dir() else ""
         raise ValueError(
-            f"no checkpoint {str(name)!r}: shipped are {available()}; for a file of "
-            "yours give its path, ending in .safetensors"
+            f"no checkpoint {str(name)!r}: {meant}{held}shipped are {available()}; for "
+            "a file of yours give its path, ending in .safetensors, or its folder"
         )
     try:
         with safe_open(path, "pt") as file:

@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import socket
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ FASHION_MNIST = {
     ),
 }
 PICTURE_FILES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+MEMORY = 8 * 2**30  # bytes that the pictures of a folder may take, as float32
 
 
 def fashion_mnist(split: str = "train") -> tuple[Tensor, Tensor]:
@@ -114,10 +116,14 @@ def _idx(folder: Path, name: str) -> Tensor:
     raw = path.read_bytes()
     try:
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, try again") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it or move it away, and try again"
+        ) from None
     if hashlib.sha256(raw).hexdigest() != FASHION_MNIST[name]:
-        raise ValueError(f"{path} is not Fashion-MNIST's: delete it and try again")
+        raise ValueError(
+            f"{path} is not Fashion-MNIST's: delete it or move it away, and try again"
+        )
     shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])]
     values = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
     return torch.from_numpy(values.copy())
@@ -126,12 +132,12 @@ def _idx(folder: Path, name: str) -> Tensor:
 def image_folder(path: str | Path, size: int, channels: int = 3) -> Tensor:
     """Return all pictures below path, (N, channels, size, size) in [-1, 1].
 
-    Each is turned upright, converted to grey (channels = 1) or RGB (3), its shorter
-    side resized to size, its centre cut out; sorted by name. Raises ValueError if path
-    is no folder, holds no picture, or holds a file that cannot be read.
+    Subfolders are read, too; sorted by name. Each is turned upright, laid on white
+    where it is transparent, converted to grey (channels = 1) or RGB (3) of 8 bits, its
+    shorter side resized to size, its centre cut out. Raises ValueError if path is no
+    folder, holds no picture, holds files that cannot be read (naming the first five) or
+    of 32 bits, or if all pictures together would take more than 8 GiB.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder")
@@ -144,18 +150,63 @@ def image_folder(path: str | Path, size: int, channels: int = 3) -> Tensor:
         raise ValueError(
             f"{path} holds no pictures ({', '.join(sorted(PICTURE_FILES))})"
         )
-    pictures = []
+    _check_memory(len(files), size, channels)
+    stack = torch.from_numpy(_pictures(files, size, channels)).permute(0, 3, 1, 2)
+    return stack.float() / 127.5 - 1
+
+
+def _check_memory(n: int, size: int, channels: int) -> None:
+    if (needed := n * size**2 * channels * 4) > MEMORY:
+        raise ValueError(
+            f"{n:,} pictures of {size} x {size} in {channels} channel(s) would take "
+            f"{needed / 2**30:.1f} GiB of memory, more than {MEMORY / 2**30:.0f}: give "
+            "a smaller size, or fewer pictures"
+        )
+
+
+def _pictures(files: list[Path], size: int, channels: int) -> np.ndarray:
+    """All files as bytes, (N, size, size, channels), or one error for all of them."""
+    from PIL import Image
+
+    pictures, damaged = [], []
     for file in files:
         try:
-            with Image.open(file) as opened:
-                image = ImageOps.exif_transpose(opened)
-                image = image.convert("L" if channels == 1 else "RGB")
-                image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{file} cannot be read as a picture: {error}") from None
-        pictures.append(np.asarray(image).reshape(size, size, channels))
-    stack = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return stack.float() / 127.5 - 1
+            pictures.append(_picture(file, size, channels))
+        except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+            damaged.append(f"{file} cannot be read as a picture ({error})")
+        except Image.DecompressionBombError as error:
+            damaged.append(f"{file} cannot be read safely ({error})")
+    if damaged:
+        more = f"; ... {len(damaged)} files in all" if len(damaged) > 5 else ""
+        it = "it" if len(damaged) == 1 else "them"
+        raise ValueError(
+            f"{'; '.join(damaged[:5])}{more}: delete {it} or move {it} away"
+        )
+    return np.stack(pictures)
+
+
+def _picture(file: Path, size: int, channels: int) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith(("I", "F")):
+            image = _in_8_bits(image, opened.format == "PNG")
+        if "A" in image.getbands() or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("L" if channels == 1 else "RGB")
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(size, size, channels)
+
+
+def _in_8_bits(image, png: bool):
+    """A picture of 16 bits, rounded to 8: PIL's own conversion would clip at 255."""
+    from PIL import Image
+
+    if not image.mode.startswith("I;16") and not (png and image.mode == "I"):
+        raise ValueError("it has 32 bits a pixel: save it as 8- or 16-bit")
+    return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
 
 
 def three_bars(n: int, generator: torch.Generator | None = None) -> Tensor:

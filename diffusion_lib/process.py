@@ -31,9 +31,18 @@ def is_finite(x: Tensor) -> bool:
 
 def check_data(x: Tensor) -> None:
     """Raise TypeError or ValueError unless x is a non-empty, finite, floating batch."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    if isinstance(x, tuple | list):
         raise TypeError(
-            f"expected a floating-point tensor, got {getattr(x, 'dtype', type(x))}: "
+            f"expected a tensor, got a {type(x).__name__} of {len(x)}: a batch from "
+            "`shuffled` is a tuple, whose pictures are batch[0]"
+        )
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"expected a tensor, got {type(x).__name__}: use torch.as_tensor(x)"
+        )
+    if not x.is_floating_point():
+        raise TypeError(
+            f"expected a floating-point tensor, got {x.dtype}: "
             "scale pictures in 0..255 to [-1, 1] first, x / 127.5 - 1"
         )
     if x.ndim < 2 or x.numel() == 0:

@@ -8,7 +8,6 @@ import copy
 import csv
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+from .checkpoints import written_whole
 
 Batch = tuple[Tensor, ...]
 M = TypeVar("M", bound=nn.Module)
@@ -219,7 +220,6 @@ class _Loop:
     def _save(self) -> None:
         if self.folder is None or not self.accelerator.is_main_process:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.average.state_dict().items()}
@@ -229,28 +229,33 @@ class _Loop:
         tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
         header = {"settings": self._header(), "seconds": str(self.seconds)}
         header["identity"] = self.identity
-        partial = self.folder / "state.partial"
-        save_file(tensors, partial, metadata=header)
-        os.replace(partial, self.folder / "state.safetensors")
-        self._write_log(self.folder)
+        with written_whole(self.folder / "state.safetensors") as partial:
+            save_file(tensors, partial, metadata=header)
+        self._write_log(self.folder / "losses.csv")
 
     def _header(self) -> str:
         return json.dumps(self.settings.__dict__, sort_keys=True)
 
-    def _same_settings(self, header: str) -> bool:
-        """Whether a run has these settings; what it does not know is by default."""
+    def _changed(self, header: str) -> list[str]:
+        """Settings that a run has otherwise; what it does not know is by default."""
         defaults = Settings(self.settings.steps).__dict__
         known = {**json.loads(json.dumps(defaults)), **json.loads(header)}
-        return known == json.loads(self._header())
+        ours = json.loads(self._header())
+        return [
+            f"{name} was {old!r}, is {ours.get(name)!r}"
+            for name, old in known.items()
+            if old != ours.get(name)
+        ]
 
-    def _write_log(self, folder: Path) -> None:
-        partial = folder / "losses.partial"
-        with partial.open("w", newline="") as file:
+    def _write_log(self, path: Path) -> None:
+        with (
+            written_whole(path) as partial,
+            partial.open("w", newline="") as file,
+        ):
             rows = csv.writer(file)
             rows.writerow(["step", "loss", "rate"])
             for k, loss in enumerate(self.losses):
                 rows.writerow([k + 1, repr(loss), repr(self.settings.rate_at(k))])
-        os.replace(partial, folder / "losses.csv")
 
     def _resume(self) -> None:
         path = None if self.folder is None else self.folder / "state.safetensors"
@@ -264,24 +269,10 @@ class _Loop:
             raise ValueError(
                 f"{path} is damaged ({error}): delete it to restart"
             ) from None
-        if not self._same_settings(header.get("settings", "{}")):
-            raise ValueError(
-                f"{self.folder} holds a run with other settings, "
-                f"{header.get('settings')}: give another folder, or delete it"
-            )
-        if header.get("identity", self.identity) != self.identity:
-            raise ValueError(
-                f"{self.folder} holds another run ({header['identity']}), not this one "
-                f"({self.identity}): give another folder, or delete it"
-            )
+        self._expect_this_run(header, _part(tensors, "net."))
         self.losses = tensors.pop("losses").tolist()
         self.step, self.seconds = len(self.losses), float(header["seconds"])
-        try:
-            self.net.load_state_dict(_part(tensors, "net."))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{self.folder} holds a run of another network: {error}"
-            ) from None
+        self.net.load_state_dict(_part(tensors, "net."))
         self.average.load_state_dict(_part(tensors, "ema."))
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "adam.").items():
@@ -289,6 +280,30 @@ class _Loop:
             states.setdefault(int(i), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+    def _expect_this_run(self, header: dict[str, str], net: dict[str, Tensor]) -> None:
+        """Raise ValueError, saying what differs, if a saved run is not this one."""
+        if changed := self._changed(header.get("settings", "{}")):
+            raise ValueError(
+                f"{self.folder} holds a run with other settings ({'; '.join(changed)})"
+                ": give another folder, and there `start` from its model if you like"
+            )
+        if header.get("identity", self.identity) != self.identity:
+            raise ValueError(
+                f"{self.folder} holds another run ({header['identity']}), not this one "
+                f"({self.identity}): give another folder, or delete it"
+            )
+        ours, theirs = _shapes(self.net.state_dict()), _shapes(net)
+        if wrong := [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]:
+            raise ValueError(
+                f"{self.folder} holds a run of another network ({wrong[0]} was "
+                f"{theirs.get(wrong[0])}, is {ours.get(wrong[0])}): build that one, or "
+                "give another folder"
+            )
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
 """Checkpoints: what is written comes back; what is not ours is refused."""
 
 import json
+import os
 import pickle
+import stat
 
 import pytest
 import torch
@@ -65,6 +67,47 @@ def test_saving_leaves_one_file_and_replaces_it_whole(file):
     save(path, module, SPEC, {"seed": 8})
     assert [p.name for p in path.parent.iterdir()] == ["net.safetensors"]
     assert facts(path)["seed"] == 8
+
+
+@pytest.fixture
+def umask():
+    """The usual one of a shared machine: others may read."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def permissions(path):
+    return oct(stat.S_IMODE(path.stat().st_mode))
+
+
+def test_others_may_read_what_is_saved(umask, tmp_path):
+    save(tmp_path / "net.safetensors", SPEC.build(), SPEC)
+    assert permissions(tmp_path / "net.safetensors") == oct(0o644)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deeper" / "log.csv"
+    with checkpoints.written_whole(path) as partial:
+        partial.write_text("first")
+    with pytest.raises(KeyError), checkpoints.written_whole(path) as partial:
+        partial.write_text("half")
+        raise KeyError
+    assert [p.name for p in path.parent.iterdir()] == ["log.csv"]
+    assert path.read_text() == "first"
+
+
+def test_a_folder_stands_for_its_model(tmp_path):
+    save(tmp_path / "model.safetensors", SPEC.build(), SPEC, {"seed": 7})
+    assert facts(tmp_path)["seed"] == 7 and facts(str(tmp_path))["seed"] == 7
+    assert isinstance(load(tmp_path), Denoiser)
+    assert checkpoints.is_known(tmp_path)
+
+
+def test_a_folder_does_not_hide_what_is_shipped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("fashion-unet/model.safetensors", SPEC.build(), SPEC, {"seed": 7})
+    assert "scores" in facts("fashion-unet")
 
 
 @pytest.mark.parametrize("name", available())
@@ -131,11 +174,16 @@ def test_a_header_that_cannot_be_built_is_refused(tmp_path, spec, message):
         load(path)
 
 
-def test_unknown_names_are_answered_with_the_known():
+def test_unknown_names_are_answered_with_the_known(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint 'fashion'.*fashion-classifier"):
         load("fashion")
     with pytest.raises(ValueError, match="no checkpoint"):
         load("nowhere/net.safetensors")
+    with pytest.raises(ValueError, match="did you mean 'fashion-unet'"):
+        load("fashion_unet")
+    with pytest.raises(ValueError, match="a folder without model.safetensors"):
+        load(tmp_path)
+    assert not checkpoints.is_known(tmp_path)
 
 
 def test_a_path_of_another_kind_is_refused_before_writing(tmp_path):

@@ -63,6 +63,15 @@ def test_a_truncated_download_is_refused(elsewhere):
         data.fashion_mnist("test")
 
 
+def test_a_download_with_wrong_bytes_inside_is_refused(elsewhere):
+    path = elsewhere / "t10k-labels-idx1-ubyte.gz"
+    raw = bytearray(gzip.compress(b"labels" * 1000))
+    raw[10] = 0xFF  # where deflate begins: zlib.error, not OSError
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=f"{path.name} is damaged.*move it away"):
+        data.fashion_mnist("test")
+
+
 def test_a_file_that_is_gone_is_named(elsewhere, monkeypatch):
     name = "t10k-labels-idx1-ubyte"
     monkeypatch.setattr(data, "fashion_mnist_folder", lambda: elsewhere)
@@ -103,6 +112,59 @@ def test_pictures_are_turned_upright(tmp_path):
     image.save(tmp_path / "turned.png", exif=exif)
     x = data.image_folder(tmp_path, 8, channels=1)
     assert x[0, 0, -1].min() == 1 and x[0, 0, 0].max() == -1
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, kind):
+    grey = np.repeat([0, 13107, 65535], 3).astype(np.uint16).reshape(3, 3)
+    Image.fromarray(grey).save(tmp_path / f"deep.{kind}")
+    for channels in (1, 3):
+        x = data.image_folder(tmp_path, 3, channels)
+        expected = torch.tensor([-1, -0.6, 1.0])[:, None].expand(1, channels, 3, 3)
+        torch.testing.assert_close(x, expected)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pictures_of_32_bits_are_refused(tmp_path, kind):
+    Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "deep.tiff")
+    with pytest.raises(ValueError, match="deep.tiff .*save it as 8- or 16-bit"):
+        data.image_folder(tmp_path, 4)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_laid_on_white(tmp_path, mode):
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 4, 2))
+    image.convert(mode).save(tmp_path / "cut-out.png")
+    x = data.image_folder(tmp_path, 4)
+    assert bool((x[0, :, :2] == 1).all()) and bool((x[0, :, 2:] == -1).all())
+
+
+def damaged(path):
+    """A PNG whose second chunk is broken, for which Pillow raises SyntaxError."""
+    Image.new("L", (64, 64)).save(path)
+    raw = bytearray(path.read_bytes())
+    raw[40] ^= 0xFF
+    path.write_bytes(raw)
+
+
+def test_all_damaged_pictures_are_told_at_once(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "whole.png")
+    damaged(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=r"0.png cannot .*: delete it or move it away"):
+        data.image_folder(tmp_path, 4)
+    for i in range(1, 7):
+        damaged(tmp_path / f"{i}.png")
+    told = r"0.png.*4.png cannot .*; \.\.\. 7 files in all: delete them or move"
+    with pytest.raises(ValueError, match=told) as error:
+        data.image_folder(tmp_path, 4)
+    assert "5.png" not in str(error.value) and "whole" not in str(error.value)
+
+
+def test_more_than_memory_holds_is_refused_unread(tmp_path):
+    (tmp_path / "unread.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="12.0 GiB of memory, more than 8.*smaller"):
+        data.image_folder(tmp_path, 2**15, channels=3)
 
 
 @pytest.mark.parametrize(

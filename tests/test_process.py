@@ -194,9 +194,16 @@ def test_bad_input_is_refused(call, message):
         lambda x: score_from_x0(CHAIN, x, X, 5),
     ],
 )
-@pytest.mark.parametrize("x", [torch.full_like(X, 255, dtype=torch.uint8), X.numpy()])
-def test_pictures_that_are_no_floating_tensors_are_refused(call, x):
-    with pytest.raises(TypeError, match="x / 127.5 - 1"):
+@pytest.mark.parametrize(
+    "x, advice",
+    [
+        (torch.full_like(X, 255, dtype=torch.uint8), "x / 127.5 - 1"),
+        (X.numpy(), r"got ndarray: use torch.as_tensor\(x\)"),
+        ((X, X), r"got a tuple of 2.*batch\[0\]"),
+    ],
+)
+def test_pictures_that_are_no_floating_tensors_are_refused(call, x, advice):
+    with pytest.raises(TypeError, match=advice):
         call(x)
 
 

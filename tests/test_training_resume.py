@@ -2,6 +2,7 @@
 
 import csv
 import json
+import stat
 
 import pytest
 import torch
@@ -91,6 +92,14 @@ def test_the_log_is_a_table(tmp_path):
     assert names == {"state.safetensors", "losses.csv"}  # nothing half-written
 
 
+def test_others_may_read_a_run(tmp_path):
+    """Like any file that is made here, whatever this machine's habit."""
+    fit(tmp_path, steps=1)
+    (tmp_path / "any").touch()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_run_from_before_a_setting_goes_on(tmp_path):
     first, path = fit(tmp_path), tmp_path / "state.safetensors"
     with safe_open(path, "pt") as file:
@@ -106,10 +115,14 @@ def test_a_run_from_before_a_setting_goes_on(tmp_path):
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
     fit(tmp_path)
-    with pytest.raises(ValueError, match="other settings.*another folder"):
-        fit(tmp_path, rate=0.1)
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="other settings.*another folder") as error:
+        fit(tmp_path, rate=0.1, steps=30)
+    assert "(steps was 20, is 30; rate was 0.002, is 0.1)" in str(error.value)
+    assert "`start` from its model" in str(error.value)
+    told = r"another network \(\S+ was \(.*16.*\), is \(.*8.*\)\): build that one"
+    with pytest.raises(ValueError, match=told) as error:
         fit(tmp_path, denoiser(width=8))
+    assert "\n" not in str(error.value)
     path = tmp_path / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match="damaged.*delete it"):

@@ -137,6 +137,7 @@ RECIPES |= {
         steps=2700,
         settings={"precision": "bf16", "ema": 0.998},
         note="class-conditional 7 x 7 pictures, the first stage of the cascade",
+        facts=lambda module, x: {"size": 7},
     ),
     "fashion-upsampler-14": Recipe(
         Spec("Upsampler", {"width": 96, "multipliers": [1]}, *COSINE),
@@ -145,6 +146,7 @@ RECIPES |= {
         steps=6000,
         settings={"precision": "bf16", "ema": 0.998},
         note="7 x 7 to 14 x 14, second stage of the cascade; noise on what it is shown",
+        facts=lambda module, x: {"size": 14},
     ),
     "fashion-upsampler-28": Recipe(
         Spec("Upsampler", {"width": 48}, *COSINE),
@@ -153,5 +155,6 @@ RECIPES |= {
         steps=3000,
         settings={"precision": "bf16", "ema": 0.998},
         note="14 x 14 to 28 x 28, last stage of the cascade; noise on what it is shown",
+        facts=lambda module, x: {"size": 28},
     ),
 }

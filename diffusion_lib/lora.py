@@ -6,7 +6,6 @@ the change, so the network's code, its file and its bits stay as they are.
 
 import copy
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -193,11 +192,9 @@ def save_adaptor(
     words = [word for change in _changes(module, NewWords) for word in change.words]
     header: dict[str, Any] = {"base": base, "base_hash": told, "words": words}
     header |= {"scales": _scales(module), "facts": facts or {}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     tensors = {name: value.cpu().contiguous() for name, value in added.items()}
-    save_file(tensors, partial, metadata={"adaptor": json.dumps(header)})
-    os.replace(partial, path)
+    with checkpoints.written_whole(path) as partial:
+        save_file(tensors, partial, metadata={"adaptor": json.dumps(header)})
 
 
 def _scales(module: nn.Module) -> dict[str, float]:

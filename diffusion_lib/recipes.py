@@ -148,12 +148,14 @@ def run_recipe(
     steps: int | None = None,
     on_step: Callable[[int, float], None] | None = None,
     start: str | Path | None = None,
+    save_every: int = 500,
     **changes: Any,
 ) -> Path:
     """Train a named recipe and return the checkpoint written, folder/NAME.safetensors.
 
     steps, start (a checkpoint to begin from) and changes replace the recipe's own. An
-    interrupted run goes on from folder. Raises ValueError for an unknown name.
+    interrupted run goes on from its last save in folder. Raises ValueError for an
+    unknown name.
     """
     recipe = named(name)
     x, label = data.fashion_mnist("train")
@@ -172,6 +174,7 @@ def run_recipe(
         steps,
         folder=folder,
         identity=identity,
+        save_every=save_every,
         on_step=on_step,
         **settings,
     )

@@ -20,6 +20,7 @@ LAYERS = [
     "training lora",
     "recipes classifiers cascade control text_recipes concept distillation latent",
     "measurements",
+    "options",
     "__main__",
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer.split()}

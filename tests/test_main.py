@@ -156,7 +156,7 @@ def saved(path, told=None, **options):
 
 def test_a_model_that_needs_more_than_noise_says_so(capsys):
     for command in ("sample", "score"):
-        assert main([command, "fashion-upsampler-14", "--n", "2"]) == 2
+        assert main([command, "fashion-upsampler-28", "--n", "2"]) == 2
         assert "needs 'low_res' and 'level'" in capsys.readouterr().err
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints import written_whole
 from ..ledger import PACKAGE, code_hash, result, results_folder
 from . import (
     ablation,
@@ -109,10 +110,8 @@ def machine() -> str:
 
 def write(path: Path, document: dict[str, Any]) -> None:
     """Write a result as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf8")
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf8")
 
 
 def stale() -> list[str]:

@@ -205,7 +205,7 @@ def sampled(one: "Contestant", module: nn.Module, seed: int) -> torch.Tensor:
     return pictures.clamp(-1, 1)
 
 
-def drawn() -> dict[str, torch.Tensor]:
+def first_pictures() -> dict[str, torch.Tensor]:
     """Return SHOWN pictures of every row's first seed, (SHOWN, 1, 28, 28)."""
     runs = result("quality")["runs"]
     return {run["row"]: _decoded(run["pictures"]) for run in runs if "pictures" in run}

@@ -46,9 +46,21 @@ def test_every_run_is_made_once_and_in_order(study, measured):
     told = []
     document = measured("little", told.append)
     assert rows(document) == study["made"] == RUNS
-    assert document["n"] == 7 and document["seconds"] == 0
+    assert document["n"] == 7
     assert told[3] == "second, seed 1: frechet 4.00"
     assert not run_folder("little", "first", 0).exists()
+
+
+def test_seconds_add_up_over_all_runs(study, measured, monkeypatch):
+    clock = iter(range(0, 999, 2))  # each look is 2 seconds after the last
+    monkeypatch.setattr(runs_module.time, "perf_counter", lambda: next(clock))
+    study["stop"] = 2
+    with pytest.raises(Stop):
+        measured("little")
+    assert runs_module.stored("little")["seconds"] == 4
+    study["stop"] = 99
+    run_folder("little", "first", 1).rmdir()
+    assert measured("little")["seconds"] == 12
 
 
 def test_what_is_finished_stays_unless_asked_for_anew(study, measured, tmp_path):

@@ -57,9 +57,8 @@ def each_run(
             run = {"row": row, "seed": seed, **one_run(row, seed)}
             took = time.perf_counter() - start
             with alone(name):
-                found["seconds"] = round(
-                    (stored(name) or found).get("seconds", 0) + took
-                )
+                before = (stored(name) or {}).get("seconds", 0)
+                found["seconds"] = round(before + took, 1)
                 place = {pair: i for i, pair in enumerate(runs)}
                 known = [r for r in made(name) if (r["row"], r["seed"]) in place]
                 known.append(run)

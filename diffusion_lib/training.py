@@ -5,8 +5,6 @@ a run that was interrupted goes on as if nothing had happened.
 """
 
 import copy
-import csv
-import json
 import math
 import time
 from collections.abc import Callable
@@ -17,47 +15,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .checkpoints import written_whole
+from . import training_state
+from .training_state import Settings, State
 
 Batch = tuple[Tensor, ...]
 M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What shapes a run. rate: peak of AdamW's learning rate; clip: of the gradient.
-
-    warmup: steps in which the rate rises; None: an eighth of all, at most 100.
-    falls: whether it falls to 0 in the end; else it stays at its peak.
-    """
-
-    steps: int
-    rate: float = 2e-3
-    warmup: int | None = None
-    falls: bool = True
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 1e-3
-    clip: float = 1.0
-    ema: float = 0.999
-    precision: str = "no"  # or "bf16", "fp16"
-    accumulate: int = 1
-    seed: int = 0
-
-    def rate_at(self, step: int) -> float:
-        """Return the rate of a step: a linear warm-up; half a cosine if it falls."""
-        warmup = min(100, self.steps // 8) if self.warmup is None else self.warmup
-        rise = min(1.0, (step + 1) / max(warmup, 1))
-        fall = (1 + math.cos(math.pi * step / self.steps)) / 2 if self.falls else 1.0
-        return self.rate * rise * fall
-
-    def ema_at(self, updates: int) -> float:
-        """Return the average's decay: short at first, so that it starts fast."""
-        return min(self.ema, (1 + updates) / (10 + updates))
 
 
 @dataclass
@@ -124,11 +89,7 @@ def train(
 
 
 class _Loop:
-    losses: list[float]
-
     def __init__(self, module, loss, batches, settings: Settings, folder, identity):
-        if settings.steps < 1 or settings.accumulate < 1 or not 0 <= settings.ema < 1:
-            raise ValueError("steps and accumulate are at least 1, ema lies in [0, 1)")
         self.module, self.loss, self.batches = module, loss, batches
         self.settings, self.identity = settings, identity
         self.folder = None if folder is None else Path(folder)
@@ -141,15 +102,16 @@ class _Loop:
             for layer in self.net.modules():
                 if isinstance(layer, nn.Conv2d):
                     layer.to(memory_format=torch.channels_last)
-        self.average = AveragedModel(net, multi_avg_fn=self._lerp)
-        self.optimizer = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             net.parameters(),
             lr=settings.rate,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
         )
-        self.step, self.losses, self.seconds = 0, [], 0.0
-        self._resume()
+        average = AveragedModel(net, multi_avg_fn=self._lerp)
+        self.state = State(net, average, optimizer)
+        if self.folder is not None:
+            training_state.resume(self.state, self.folder, settings, identity)
 
     def _lerp(self, averages, parameters, updates):
         decay = self.settings.ema_at(int(updates))
@@ -157,26 +119,29 @@ class _Loop:
 
     def run(self, save_every: int, on_step) -> Run:
         self.module.train()
-        prepared, self.optimizer = self.accelerator.prepare(self.net, self.optimizer)
+        state, steps = self.state, self.settings.steps
+        prepared, state.optimizer = self.accelerator.prepare(self.net, state.optimizer)
         worker = self._with_net(prepared)
-        start = time.perf_counter() - self.seconds
+        start = time.perf_counter() - state.seconds
         devices = [self.accelerator.device] if torch.cuda.is_available() else []
         try:
             with torch.random.fork_rng(devices=devices):
-                while self.step < self.settings.steps:
-                    loss = self._update(worker, prepared)
-                    self.seconds = time.perf_counter() - start
-                    self.losses.append(loss)
-                    self.step += 1
-                    if self.step % save_every == 0 or self.step == self.settings.steps:
+                while state.step < steps:
+                    state.losses.append(self._update(worker, prepared))
+                    state.seconds = time.perf_counter() - start
+                    if state.step % save_every == 0 or state.step == steps:
                         self._save()
                     if on_step is not None:
-                        on_step(self.step, loss)
+                        on_step(state.step, state.losses[-1])
         finally:  # interrupted or not, the module is the caller's again
             self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
             self.module.eval()
-        average = self._with_net(self.average.module).eval()
-        return Run(self.module, average, self.losses, self.seconds)
+        average = self._with_net(state.average.module).eval()
+        return Run(self.module, average, state.losses, state.seconds)
+
+    def _save(self) -> None:
+        if self.folder is not None and self.accelerator.is_main_process:
+            training_state.save(self.state, self.folder, self.settings, self.identity)
 
     def _with_net(self, net: nn.Module) -> nn.Module:
         """The module around another net: only the net is prepared, never bypassed."""
@@ -187,26 +152,26 @@ class _Loop:
         return worker
 
     def _update(self, worker: nn.Module, prepared: nn.Module) -> float:
-        settings, accelerator = self.settings, self.accelerator
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.rate_at(self.step)
-        self.optimizer.zero_grad()
+        settings, accelerator, state = self.settings, self.accelerator, self.state
+        for group in state.optimizer.param_groups:
+            group["lr"] = settings.rate_at(state.step)
+        state.optimizer.zero_grad()
         total = torch.zeros((), device=accelerator.device)
         for part in range(settings.accumulate):
             last = part == settings.accumulate - 1
             with torch.enable_grad(), _synced(accelerator, prepared, last):
-                loss = self._loss(worker, self.step * settings.accumulate + part)
+                loss = self._loss(worker, state.step * settings.accumulate + part)
                 accelerator.backward(loss / settings.accumulate)
             total += loss.detach() / settings.accumulate
         value = float(accelerator.reduce(total, reduction="mean"))
         if not math.isfinite(value):
             raise ValueError(
-                f"the loss became {value} at step {self.step}: lower the rate, check "
+                f"the loss became {value} at step {state.step}: lower the rate, check "
                 "the data's range, or use precision='no' or 'bf16'"
             )
         accelerator.clip_grad_norm_(self.net.parameters(), settings.clip)
-        self.optimizer.step()
-        self.average.update_parameters(self.net)
+        state.optimizer.step()
+        state.average.update_parameters(self.net)
         return value
 
     def _loss(self, worker: nn.Module, part: int) -> Tensor:
@@ -216,99 +181,6 @@ class _Loop:
         torch.manual_seed(self.settings.seed * 1_000_003 + index)
         with self.accelerator.autocast():  # also what is called beside `forward`
             return self.loss(worker, batch).mean()
-
-    def _save(self) -> None:
-        if self.folder is None or not self.accelerator.is_main_process:
-            return
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.average.state_dict().items()}
-        for i, state in inner.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
-        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
-        header = {"settings": self._header(), "seconds": str(self.seconds)}
-        header["identity"] = self.identity
-        with written_whole(self.folder / "state.safetensors") as partial:
-            save_file(tensors, partial, metadata=header)
-        self._write_log(self.folder / "losses.csv")
-
-    def _header(self) -> str:
-        return json.dumps(self.settings.__dict__, sort_keys=True)
-
-    def _changed(self, header: str) -> list[str]:
-        """Settings that a run has otherwise; what it does not know is by default."""
-        defaults = Settings(self.settings.steps).__dict__
-        known = {**json.loads(json.dumps(defaults)), **json.loads(header)}
-        ours = json.loads(self._header())
-        return [
-            f"{name} was {old!r}, is {ours.get(name)!r}"
-            for name, old in known.items()
-            if old != ours.get(name)
-        ]
-
-    def _write_log(self, path: Path) -> None:
-        with (
-            written_whole(path) as partial,
-            partial.open("w", newline="") as file,
-        ):
-            rows = csv.writer(file)
-            rows.writerow(["step", "loss", "rate"])
-            for k, loss in enumerate(self.losses):
-                rows.writerow([k + 1, repr(loss), repr(self.settings.rate_at(k))])
-
-    def _resume(self) -> None:
-        path = None if self.folder is None else self.folder / "state.safetensors"
-        if path is None or not path.exists():
-            return
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}): delete it to restart"
-            ) from None
-        self._expect_this_run(header, _part(tensors, "net."))
-        self.losses = tensors.pop("losses").tolist()
-        self.step, self.seconds = len(self.losses), float(header["seconds"])
-        self.net.load_state_dict(_part(tensors, "net."))
-        self.average.load_state_dict(_part(tensors, "ema."))
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(tensors, "adam.").items():
-            i, key = name.split(".")
-            states.setdefault(int(i), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
-
-    def _expect_this_run(self, header: dict[str, str], net: dict[str, Tensor]) -> None:
-        """Raise ValueError, saying what differs, if a saved run is not this one."""
-        if changed := self._changed(header.get("settings", "{}")):
-            raise ValueError(
-                f"{self.folder} holds a run with other settings ({'; '.join(changed)})"
-                ": give another folder, and there `start` from its model if you like"
-            )
-        if header.get("identity", self.identity) != self.identity:
-            raise ValueError(
-                f"{self.folder} holds another run ({header['identity']}), not this one "
-                f"({self.identity}): give another folder, or delete it"
-            )
-        ours, theirs = _shapes(self.net.state_dict()), _shapes(net)
-        if wrong := [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]:
-            raise ValueError(
-                f"{self.folder} holds a run of another network ({wrong[0]} was "
-                f"{theirs.get(wrong[0])}, is {ours.get(wrong[0])}): build that one, or "
-                "give another folder"
-            )
-
-
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    n = len(prefix)
-    return {name[n:]: v for name, v in tensors.items() if name.startswith(prefix)}
 
 
 def _synced(accelerator: Accelerator, net: nn.Module, last: bool):

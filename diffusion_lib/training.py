@@ -18,8 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from . import training_state
-from .training_state import Settings, State
+from .training_state import Settings, State, resume_state, save_state
 
 Batch = tuple[Tensor, ...]
 M = TypeVar("M", bound=nn.Module)
@@ -111,7 +110,7 @@ class _Loop:
         average = AveragedModel(net, multi_avg_fn=self._lerp)
         self.state = State(net, average, optimizer)
         if self.folder is not None:
-            training_state.resume(self.state, self.folder, settings, identity)
+            resume_state(self.state, self.folder, settings, identity)
 
     def _lerp(self, averages, parameters, updates):
         decay = self.settings.ema_at(int(updates))
@@ -141,7 +140,7 @@ class _Loop:
 
     def _save(self) -> None:
         if self.folder is not None and self.accelerator.is_main_process:
-            training_state.save(self.state, self.folder, self.settings, self.identity)
+            save_state(self.state, self.folder, self.settings, self.identity)
 
     def _with_net(self, net: nn.Module) -> nn.Module:
         """The module around another net: only the net is prepared, never bypassed."""

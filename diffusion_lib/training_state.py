@@ -69,7 +69,7 @@ class State:
         return len(self.losses)
 
 
-def save(state: State, folder: Path, settings: Settings, identity: str) -> None:
+def save_state(state: State, folder: Path, settings: Settings, identity: str) -> None:
     """Write folder/state.safetensors and folder/losses.csv; each appears whole."""
     inner = getattr(state.optimizer, "optimizer", state.optimizer)
     tensors = {f"net.{k}": v for k, v in state.net.state_dict().items()}
@@ -92,7 +92,7 @@ def save(state: State, folder: Path, settings: Settings, identity: str) -> None:
             rows.writerow([k + 1, repr(loss), repr(settings.rate_at(k))])
 
 
-def resume(state: State, folder: Path, settings: Settings, identity: str) -> None:
+def resume_state(state: State, folder: Path, settings: Settings, identity: str) -> None:
     """Fill the state from folder, if a training was saved there.
 
     Raises ValueError, saying what differs, if the file is damaged or of a training with

@@ -21,7 +21,7 @@ LAYERS = [
     "training",
     "recipes classifiers cascade control text_recipes concept distillation latent",
     "measurements",
-    "options",
+    "commands",
     "__main__",
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer.split()}

@@ -15,7 +15,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import diffusion_lib
 
-LEFT_OUT = ("__main__", "options", "measurements")  # the command line, and its own
+LEFT_OUT = ("__main__", "commands", "measurements")  # the command line, and its own
 
 
 class Api(SphinxDirective):

@@ -4,7 +4,7 @@ import argparse
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import data
+from .. import data
 
 EXAMPLES = """examples:
   python -m diffusion_lib list

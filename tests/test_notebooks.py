@@ -34,7 +34,8 @@ $$
 a = b
 $$ (eq-a)
 
-See {eq}`eq-a`, {numref}`fig-a`, {numref}`ex-a`, [two](two.md), {glue:text}`n`.
+See {eq}`eq-a`, {numref}`fig-a`, {numref}`ex-a`, [two](two.md), [here](ch-one),
+[there](#ch-two), {glue:text}`n`.
 
 :::{margin} Aside
 Not $x$.

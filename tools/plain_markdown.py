@@ -64,14 +64,19 @@ class Plain:
     def link(self, target: str) -> str:
         """Make a relative link of the book work from a notebook on its own."""
         page, _, anchor = target.partition("#")
-        if anchor and not page:
-            return self.link(f"{self.book.labels[anchor].page}.md")
+        label = self.book.labels.get(anchor if not page else target)
+        if label is not None:
+            heading = f"#{label.title.strip().replace(' ', '-')}"
+            there = "" if label.page == self.page else self.link(f"{label.page}.md")
+            return there + (heading if label.kind == "section" else "")
         if page.endswith(".md"):
             stem = Path(page).stem
             if stem in self.book.notebooks:
                 return f"{stem}.ipynb"
             return f"{self.book.site}/book/{stem}.html"
         path = f"book/{page}" if not page.startswith("../") else page[3:]
+        if not (self.book.root / path).exists():
+            raise ValueError(f"{self.page}: the link to {target!r} leads nowhere")
         kind = "raw" if path.startswith("book/_static") else "blob"
         return f"{self.book.repository}/{kind}/main/{path}"
 

@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         long = options.command in ("train", "measure")
-        on = "; the same command goes on from the last save" if long else ""
+        again = "the same command"
+        again += " without --anew" if getattr(options, "anew", False) else ""
+        on = f"; {again} goes on from the last save, if there was one" if long else ""
         print(f"stopped{on}", file=sys.stderr)
         return 130
     return 0
@@ -44,7 +46,7 @@ def measure(options: argparse.Namespace) -> None:
         print("\n".join(names) or "every result is up to date")
         return
     path = measurements.measure(options.name, print, options.anew)
-    print(f"complete: {path}" if path.exists() else f"nothing written to {path}")
+    print(f"written: {path}" if path.exists() else f"nothing written to {path}")
 
 
 def show(options: argparse.Namespace) -> None:

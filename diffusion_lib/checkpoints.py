@@ -95,7 +95,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Yield a file to write, which then becomes path in one move, or else goes.
 
     Its folder is made. Its permissions are those of any new file (safetensors would
-    keep all others from reading it).
+    keep all others from reading it). Raises OSError if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -106,6 +106,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield partial
         partial.chmod(usual)
         os.replace(partial, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -138,9 +140,9 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Any:
     """Return the module of a shipped name or a file, in float32 and eval mode.
 
     A Denoiser, or the bare network of a Spec without a schedule. A folder stands for
-    its model.safetensors. Raises ValueError for an unknown name (naming the nearest), a
-    damaged file, or one not written by save; for latents, also if the decoder's weights
-    have changed since.
+    the checkpoint that a training left there. Raises ValueError for an unknown name
+    (naming the nearest), a damaged file, or one not written by save; for latents, also
+    if the decoder's weights have changed since.
     """
     path, header = _open(name)
     try:
@@ -178,7 +180,10 @@ def _path(name: str | Path) -> Path:
     path, shipped = Path(name), FOLDER / f"{name}.safetensors"
     if path.suffix == ".safetensors" and not path.is_dir():
         return path
-    return path / MODEL if path.is_dir() and not shipped.is_file() else shipped
+    if not path.is_dir() or shipped.is_file():
+        return shipped
+    others = [p for p in path.glob("*.safetensors") if p.stem != "state"]  # a recipe's
+    return others[0] if len(others) == 1 else path / MODEL
 
 
 def _open(name: str | Path) -> tuple[Path, dict[str, str]]:

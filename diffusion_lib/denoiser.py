@@ -76,7 +76,7 @@ class Denoiser(nn.Module):
         """Return the net's raw output at x_t (B, ...), t () or (B,), t > 0.
 
         Raises ValueError at t = 0, or if the net answers in another shape; TypeError
-        for an integer x.
+        for an integer x, or one of another precision than the net.
         """
         if not x.is_floating_point():
             raise TypeError(f"x is {x.dtype}: scale 0..255 to [-1, 1], x / 127.5 - 1")
@@ -87,7 +87,16 @@ class Denoiser(nn.Module):
         scale = ((alpha * data_std) ** 2 + sigma**2) ** -0.5
         unit = isinstance(scale, float) and abs(scale - 1) < 1e-12
         u = self.schedule.embed_at(t, x)
-        y = self.net(x if unit else scale * x, u, cond)
+        try:
+            y = self.net(x if unit else scale * x, u, cond)
+        except RuntimeError as error:
+            weight = next(self.net.parameters(), x)
+            if weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
+                raise
+            raise TypeError(
+                f"x is {x.dtype}, the net's weights are {weight.dtype}: use "
+                f"x.to({weight.dtype})"
+            ) from error
         if y.shape != x.shape:
             raise ValueError(
                 f"the net answered {tuple(y.shape)} for an input of {tuple(x.shape)}: "

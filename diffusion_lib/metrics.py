@@ -13,7 +13,7 @@ from torch import Tensor
 from . import checkpoints
 from .data import fashion_mnist
 from .networks import Classifier
-from .process import check_data
+from .process import check_data, check_pictures
 
 SCORER = "fashion-classifier"
 
@@ -53,9 +53,7 @@ def classify(x: Tensor, batch: int = 500) -> Tensor:
 
 
 def _as_shown(x: Tensor) -> Tensor:
-    check_data(x)
-    if float(x.abs().max()) > 50:
-        raise ValueError("values beyond 50: scale pictures to [-1, 1] (x / 127.5 - 1)")
+    check_pictures(x)
     return x.float().cpu().clamp(-1, 1)
 
 

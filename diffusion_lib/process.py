@@ -51,6 +51,13 @@ def check_data(x: Tensor) -> None:
         raise ValueError("the data contain NaN or infinite values")
 
 
+def check_pictures(x: Tensor) -> None:
+    """Raise as check_data does, or ValueError for pictures that were not scaled."""
+    check_data(x)
+    if float(x.detach().abs().max()) > 50:
+        raise ValueError("values beyond 50: scale pictures to [-1, 1], x / 127.5 - 1")
+
+
 def check_alike(x: Tensor, other: Tensor) -> None:
     """Raise as check_data does, or ValueError unless other has the shape of x."""
     check_data(x)

@@ -17,6 +17,7 @@ from .denoiser import Cond, Denoiser
 from .grids import karras_times
 from .guidance import classifier_free, given
 from .losses import denoising_loss, dropped, log_snr_normal
+from .process import check_pictures
 from .samplers import dpmpp_2m_step, sample
 from .schedules import Schedule
 from .training import Run, shuffled, train
@@ -44,8 +45,16 @@ def label_loss(
     drop: float = 0.15,
     weight: Callable[[Denoiser, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The denoising loss on (pictures, labels), a share of the labels dropped, (B,)."""
+    """The denoising loss on (pictures, labels), a share of the labels dropped, (B,).
+
+    Raises ValueError for pictures beyond 50, or a label that is no class.
+    """
     x0, label = batch
+    check_pictures(x0)
+    if bool((label >= denoiser.net.classes).any()):
+        raise ValueError(
+            f"labels must be 0 to {denoiser.net.classes - 1}, got {int(label.max())}"
+        )
     cond = dropped(denoiser, {"label": label}, drop)
     return denoising_loss(denoiser, x0, cond, times, weight=weight)
 
@@ -66,7 +75,11 @@ def focused_loss(denoiser: Denoiser, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def unlabelled_loss(denoiser: Denoiser, batch: tuple[Tensor, ...]) -> Tensor:
-    """The denoising loss of batch[0] at `focused_times`, without labels, (B,)."""
+    """The denoising loss of batch[0] at `focused_times`, without labels, (B,).
+
+    Raises ValueError for pictures beyond 50.
+    """
+    check_pictures(batch[0])
     times = focused_times(denoiser.schedule, len(batch[0]))
     return denoising_loss(denoiser, batch[0], t=times)
 
@@ -97,6 +110,8 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     sides = (size, size) if isinstance(size, int) else size
     factor = 1 if denoiser.decoder is None else denoiser.decoder.factor
+    if any(side % factor for side in sides):
+        raise ValueError(f"size {size}: the decoder needs sides that {factor} divides")
     shape = (n, denoiser.net.channels, *(side // factor for side in sides))
     noise = schedule.noise(shape, generator)
     told = (cond or {}) if label is None else {**(cond or {}), "label": label}
@@ -155,14 +170,14 @@ def run_recipe(
 
     steps, start (a checkpoint to begin from) and changes replace the recipe's own. An
     interrupted run goes on from its last save in folder. Raises ValueError for an
-    unknown name.
+    unknown name, or a start that is built otherwise.
     """
     recipe = named(name)
     x, label = data.fashion_mnist("train")
     settings = {"seed": 0, **recipe.settings, **changes}
     torch.manual_seed(settings["seed"])
     make = recipe.make or recipe.spec.build
-    module = make() if start is None else checkpoints.load(start)
+    module = make() if start is None else _begun(name, recipe.spec, start)
     deal = recipe.batches or partial(shuffled, x, label)
     batches = deal(size=recipe.batch, seed=settings["seed"])
     identity = f"{name}, pictures {digest(x)[:12]}, batch {recipe.batch}, from {start}"
@@ -191,6 +206,18 @@ def named(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}: there are {sorted(RECIPES)}")
     return RECIPES[name]
+
+
+def _begun(name: str, spec: Spec, start: str | Path) -> nn.Module:
+    """A checkpoint to begin from, if it is built as the recipe's."""
+    theirs = asdict(Spec(**checkpoints.facts(start)["spec"]))
+    for key, ours in asdict(spec).items():
+        if theirs[key] != ours:
+            raise ValueError(
+                f"{start} has {key} = {theirs[key]!r}, {name} {ours!r}: start from a "
+                "checkpoint that is built as the recipe's"
+            )
+    return checkpoints.load(start)
 
 
 def digest(x: Tensor) -> str:

@@ -6,8 +6,10 @@ a run that was interrupted goes on as if nothing had happened.
 
 import copy
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,9 +17,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from .denoiser import Denoiser
 from .training_state import Settings, State, resume_state, save_state
 
 Batch = tuple[Tensor, ...]
@@ -74,17 +78,43 @@ def train(
 ) -> Run[M]:
     """Train module in place and return a Run; the average (EMA) is in run.ema.
 
-    loss(module, batch) -> (B,) or (); batches(k) -> the k-th batch; settings: see
-    Settings. With a folder, the whole state is saved there every save_every steps and
-    an interrupted run resumes from it, bit for bit on a CPU; identity names what else
-    must be the same, such as the data. Several processes: start with `accelerate
-    launch`, on CPUs with `torchrun`. Raises ValueError if the loss becomes NaN or the
-    folder holds a run with other settings, another identity or another network.
+    Of a Denoiser the net is trained, of any other module all of it. loss(module, batch)
+    -> (B,) or (); batches(k) -> the k-th batch, the same whenever it is asked for;
+    settings: see Settings. With a folder, the whole state is saved there every
+    save_every steps and an interrupted run resumes from it, bit for bit on a CPU;
+    identity names what else must be the same: without it other data, another loss or
+    batch size go unnoticed. Several processes: start with `accelerate launch`, on CPUs
+    with `torchrun`. On a CPU in float32 2-d convolutions are set to channels_last.
+    Raises ValueError if the loss or its gradient becomes NaN, if another process trains
+    in the folder, or if it holds a run with other settings, another identity or another
+    network.
     """
     if save_every < 1:
         raise ValueError(f"save_every must be at least 1, got {save_every}")
-    loop = _Loop(module, loss, batches, Settings(steps, **settings), folder, identity)
-    return loop.run(save_every, on_step)
+    chosen = Settings(steps, **settings)
+    with _alone(folder):
+        loop = _Loop(module, loss, batches, chosen, folder, str(identity))
+        return loop.run(save_every, on_step)
+
+
+@contextmanager
+def _alone(folder: str | Path | None) -> Iterator[None]:
+    """Keep other trainings out of a folder; the processes of one share the lock."""
+    if folder is None or int(os.environ.get("RANK", 0)) > 0:
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder) / "training.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"another process is training in {folder}: wait, or give another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Loop:
@@ -95,7 +125,7 @@ class _Loop:
         AcceleratorState._reset_state()  # it would keep an earlier run's precision
         cpu = not torch.accelerator.is_available()  # else processes on CPUs part
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=settings.precision)
-        net = module.net if hasattr(module, "net") else module
+        net = module.net if isinstance(module, Denoiser) else module
         self.net = net.to(self.accelerator.device)
         if cpu and settings.precision == "no":  # 2-d convolutions are faster so
             for layer in self.net.modules():
@@ -168,7 +198,12 @@ class _Loop:
                 f"the loss became {value} at step {state.step}: lower the rate, check "
                 "the data's range, or use precision='no' or 'bf16'"
             )
-        accelerator.clip_grad_norm_(self.net.parameters(), settings.clip)
+        norm = accelerator.clip_grad_norm_(self.net.parameters(), settings.clip)
+        if settings.precision != "fp16" and not math.isfinite(norm):  # it skips them
+            raise ValueError(
+                f"the gradient became {float(norm)} at step {state.step}, where the "
+                f"loss is {value:.3g}: look for a root or a quotient at 0"
+            )
         state.optimizer.step()
         state.average.update_parameters(self.net)
         return value
@@ -176,8 +211,8 @@ class _Loop:
     def _loss(self, worker: nn.Module, part: int) -> Tensor:
         """The mean loss of this process's share number `part`, with its own seed."""
         index = part * self.accelerator.num_processes + self.accelerator.process_index
-        batch = _to(self.batches(index), self.accelerator.device)
         torch.manual_seed(self.settings.seed * 1_000_003 + index)
+        batch = _to(self.batches(index), self.accelerator.device)
         with self.accelerator.autocast():  # also what is called beside `forward`
             return self.loss(worker, batch).mean()
 
@@ -193,5 +228,6 @@ def _to(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, dict):
         return {name: _to(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return tuple(_to(value, device) for value in batch)
+        parts = [_to(value, device) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
     return batch

@@ -37,9 +37,17 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        """Raise ValueError for counts below 1 or an average that never moves."""
+        """Raise ValueError for what cannot train, TypeError if it cannot be saved."""
         if self.steps < 1 or self.accumulate < 1 or not 0 <= self.ema < 1:
             raise ValueError("steps and accumulate are at least 1, ema lies in [0, 1)")
+        if not self.clip > 0:
+            raise ValueError(
+                f"clip must be above 0, got {self.clip}: math.inf clips nothing"
+            )
+        try:
+            json.dumps(asdict(self))
+        except TypeError as error:
+            raise TypeError(f"settings must be plain numbers: {error}") from None
 
     def rate_at(self, step: int) -> float:
         """Return the rate of a step: a linear warm-up; half a cosine if it falls."""
@@ -137,7 +145,7 @@ def _expect_same_training(
     if changed:
         raise ValueError(
             f"{folder} holds a run with other settings ({'; '.join(changed)}): give "
-            "another folder, and there `start` from its model if you like"
+            "another folder; to train longer, start there from this run's last model"
         )
     if header.get("identity", identity) != identity:
         raise ValueError(

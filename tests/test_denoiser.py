@@ -12,6 +12,7 @@ from torch import nn
 from diffusion_lib.denoiser import PREDICTIONS, Denoiser
 from diffusion_lib.networks import MLP
 from diffusion_lib.process import q_sample
+from diffusion_lib.schedules import VPSchedule
 
 
 class Says(nn.Module):
@@ -148,6 +149,11 @@ DENOISER = Denoiser(Says(ZEROS), SCHEDULES["linear"])
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_precision_that_is_not_the_net_s_is_named():
+    with pytest.raises(TypeError, match="float64.*float32: use x.to.torch.float32"):
+        Denoiser(MLP(2, width=4), VPSchedule())(torch.zeros(3, 2).double(), 0.5)
 
 
 def test_integer_pictures_are_refused():

@@ -1,5 +1,6 @@
 """The command line: from a folder of colour pictures to a grid, and what it refuses."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -124,8 +125,28 @@ def test_a_folder_of_pictures_is_scored(tmp_path, fashion, capsys):
     printed = capsys.readouterr().out
     told, printed = printed.splitlines()[0], printed.split()
     assert "made grey" in told and "Fashion-MNIST's test pictures" in told
-    assert "smaller is better" in told
+    assert "smaller is better" in told and told.startswith("100 of the folder's 100")
     assert 0 < float(printed[printed.index("frechet") + 1]) < 50
+
+
+def test_a_folder_of_classes_is_scored_by_lot(tmp_path, fashion, capsys):
+    """Not its first files by name, which would be of one class."""
+    for i, (x, label) in enumerate(zip(*(v[:600] for v in fashion), strict=True)):
+        (tmp_path / f"{label}").mkdir(exist_ok=True)
+        picture = Image.fromarray(((x[0] + 1) * 127.5).byte().numpy())
+        picture.save(tmp_path / f"{label}" / f"{i}.png")
+    for part in (tmp_path, tmp_path / "0"):
+        assert main(["score", str(part), "--n", "50"]) == 0
+    found = [float(v) for v in re.findall(r"frechet +(\S+)", capsys.readouterr().out)]
+    assert found[0] < 0.7 * found[1]
+
+
+def test_a_recipe_s_folder_is_its_checkpoint(tmp_path, capsys):
+    saved(tmp_path / "fashion-little.safetensors")
+    (tmp_path / "state.safetensors").touch()
+    out = str(tmp_path / "grid.png")
+    told = ["sample", str(tmp_path), "--n", "1", "--calls", "1", "--out", out]
+    assert main(told) == 0
 
 
 def test_only_what_looks_like_the_test_pictures_is_scored(trained, tmp_path, capsys):

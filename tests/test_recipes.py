@@ -97,6 +97,28 @@ def test_a_recipe_runs_twice_alike_and_leaves_a_checkpoint(tmp_path):
         run_recipe("fashion-classifier", tmp_path / "a", steps=4, precision="no")
 
 
+def test_a_recipe_begins_only_from_what_is_built_alike(tmp_path):
+    narrow = checkpoints.Spec("UNet", {"width": 16}, "cosine_schedule")
+    checkpoints.save(tmp_path / "narrow.safetensors", narrow.build(), narrow)
+    for start, told in (
+        (tmp_path / "narrow.safetensors", "net_options = .*16"),
+        ("fashion-clip", "net = 'CLIP', fashion-unet 'UNet'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run_recipe("fashion-unet", tmp_path / "run", steps=1, start=start)
+
+
+@pytest.mark.parametrize(
+    "x, label, told",
+    [(127.5, 0, "values beyond 50"), (1.0, 10, "labels must be 0 to 9, got 10")],
+)
+def test_what_cannot_be_learned_from_is_refused(x, label, told):
+    denoiser = RECIPES["fashion-unet"].spec.build()
+    pictures, labels = torch.full((2, 1, 28, 28), x), torch.tensor([1, label])
+    with pytest.raises(ValueError, match=told):
+        recipes.label_loss(denoiser, (pictures, labels))
+
+
 def test_unknown_recipes_are_answered_with_the_known():
     with pytest.raises(ValueError, match="no recipe 'unet': there are .*fashion-unet"):
         run_recipe("unet", "nowhere")

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -245,6 +246,8 @@ def test_an_interrupted_run_gives_the_module_back():
         (lambda: fit(steps=0), "at least 1"),
         (lambda: fit(accumulate=0), "at least 1"),
         (lambda: fit(ema=1.0), r"ema lies in \[0, 1\)"),
+        (lambda: fit(clip=0), "math.inf clips nothing"),
+        (lambda: fit(clip=math.nan), "clip must be above 0"),
         (lambda: fit(save_every=0), "save_every must be at least 1"),
         (lambda: fit(rate=-1.0), "learning rate"),
         (lambda: fit(precision="fp4"), "fp4|precision"),
@@ -257,6 +260,36 @@ def test_an_interrupted_run_gives_the_module_back():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_setting_that_cannot_be_saved_is_refused_at_once():
+    with pytest.raises(TypeError, match="plain numbers"):
+        fit(rate=torch.tensor(1e-3))
+
+
+def test_all_of_a_module_is_trained_even_if_a_part_is_called_net():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.head = nn.Linear(2, 2), nn.Linear(2, 1)
+
+        def forward(self, x):
+            return self.head(self.net(x))
+
+    module = Two()
+    before = module.head.weight.clone()
+    run = fit(module, small, precision="no", steps=3)
+    assert not torch.equal(module.head.weight, before)
+    assert run.ema.head is not module.head
+
+
+def test_a_named_tuple_reaches_the_loss_as_one():
+    class Batch(NamedTuple):
+        x: torch.Tensor
+
+    train(
+        nn.Linear(2, 1), lambda net, b: net(b.x).square(), lambda k: Batch(X.float()), 1
+    )
 
 
 def test_an_unknown_setting_is_refused():

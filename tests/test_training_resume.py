@@ -89,7 +89,47 @@ def test_the_log_is_a_table(tmp_path):
     rate_at = Settings(6, rate=0.3, warmup=2).rate_at
     assert [float(row["rate"]) for row in rows] == [rate_at(k) for k in range(6)]
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"state.safetensors", "losses.csv"}  # nothing half-written
+    assert names == {"state.safetensors", "losses.csv", "training.lock"}
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    def second(k, loss):
+        with pytest.raises(ValueError, match="another process is training in"):
+            fit(tmp_path)
+
+    run = fit(tmp_path, steps=2, on_step=second)
+    assert fit(tmp_path, steps=2).losses == run.losses
+
+
+def test_batches_may_be_drawn_when_they_are_asked_for(tmp_path):
+    """Their draws come from the step's seed, too."""
+
+    def draw(k):
+        return (torch.randn(16, 2),)
+
+    def run(folder, **options):
+        loss = lambda module, batch: denoising_loss(module, batch[0])  # noqa: E731
+        return train(denoiser(), loss, draw, 8, folder=folder, save_every=5, **options)
+
+    def stop(k, loss):
+        if k == 6:
+            raise Stop
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(tmp_path / "part", on_step=stop)
+    torch.manual_seed(99)
+    assert run(tmp_path / "part").losses == whole.losses
+
+
+def test_a_gradient_that_is_nan_is_neither_saved_nor_returned(tmp_path):
+    def loss(module, batch):
+        root = (0 * batch[0].sum() * next(module.parameters()).sum()).abs().sqrt()
+        return denoising_loss(module, batch[0]).mean() + root
+
+    with pytest.raises(ValueError, match="gradient became nan at step 0"):
+        train(denoiser(), loss, shuffled(X, size=16), 3, folder=tmp_path, save_every=1)
+    assert not (tmp_path / "state.safetensors").exists()
 
 
 def test_others_may_read_a_run(tmp_path):
@@ -118,7 +158,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="other settings.*another folder") as error:
         fit(tmp_path, rate=0.1, steps=30)
     assert "(steps was 20, is 30; rate was 0.002, is 0.1)" in str(error.value)
-    assert "`start` from its model" in str(error.value)
+    assert "start there from this run's last model" in str(error.value)
     told = r"another network \(\S+ was \(.*16.*\), is \(.*8.*\)\): build that one"
     with pytest.raises(ValueError, match=told) as error:
         fit(tmp_path, denoiser(width=8))

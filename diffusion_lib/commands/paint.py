@@ -66,9 +66,12 @@ def _painted(options, denoiser, cond: dict, scale: float = 1.0) -> torch.Tensor:
 
 def shape_of(name: str, denoiser) -> tuple[int, int, int]:
     """What a generator paints, (C, H, W): 28 x 28 unless its file says otherwise."""
+    net = denoiser.decoder or denoiser.net
+    if not hasattr(net, "channels"):
+        raise ValueError(f"{name} makes no pictures: its net has no channels")
     size = checkpoints.facts(name).get("size", 28)
     height, width = (size, size) if isinstance(size, int) else size
-    return (denoiser.decoder or denoiser.net).channels, height, width
+    return net.channels, height, width
 
 
 def _unused(path: Path) -> Path:
@@ -102,8 +105,12 @@ def _class_number(text: str) -> int:
 def score(options: argparse.Namespace) -> None:
     """Print every score of a checkpoint's pictures, or of a folder of pictures."""
     if Path(options.name).is_dir() and not checkpoints.is_known(options.name):
-        pictures = data.image_folder(options.name, 28, channels=1)[: options.n]
-        told = "the folder's pictures, made grey and 28 x 28 where they were not"
+        found = data.image_folder(options.name, 28, channels=1)
+        by_lot = torch.Generator().manual_seed(options.seed)
+        rows = torch.randperm(len(found), generator=by_lot)[: options.n]
+        pictures = found[rows]
+        told = f"{len(rows)} of the folder's {len(found)} pictures, drawn by lot, made "
+        told += "grey and 28 x 28 where they were not"
     else:
         denoiser = generator(options.name)
         shape = shape_of(options.name, denoiser)
@@ -120,9 +127,9 @@ def score(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{len(pictures)} pictures are too few to score: give 6 or more"
         )
-    found = metrics.scores(pictures)
+    scores = metrics.scores(pictures)
     print(f"{told}, {COMPARED}")
-    for name, value in found.items():
+    for name, value in scores.items():
         print(f"{name:20s} {value:.5g}")
 
 

@@ -67,15 +67,22 @@ def measure(name: str, report: Report = lambda line: None, anew: bool = False) -
     One that is made of runs is written after each, and makes only those that the file
     lacks; anew puts the file aside as NAME.before first.
 
-    Raises ValueError for an unknown name, and if the file's settings are others.
+    Raises ValueError for an unknown name, if the file's settings are others, or if
+    there is a NAME.before already.
     """
     if name not in MEASUREMENTS:
         raise ValueError(f"no measurement {name!r}: there are {sorted(MEASUREMENTS)}")
     function, files = MEASUREMENTS[name][0], depends_on(name)
     start, code = time.perf_counter(), code_hash(*files)
     path = results_folder() / f"{name}.json"
+    before = path.with_suffix(".before")
+    if anew and before.exists():
+        raise ValueError(
+            f"{before} is there from an earlier --anew: leave --anew out to go on with "
+            "that, or move the file away to begin again"
+        )
     if anew and path.exists():
-        os.replace(path, path.with_suffix(".before"))
+        os.replace(path, before)
     found = function(report)
     for part in found if isinstance(found, Iterator) else [found]:
         document = {

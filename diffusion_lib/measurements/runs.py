@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 from ..ledger import code_hash, result, results_folder
 from .shared import Report
 
+CODE = code_hash()  # of what runs here, whatever becomes of the files meanwhile
+
 
 def seed_by_seed(rows: Iterable[str], seeds: int) -> list[tuple[str, int]]:
     """Return every (row, seed), all rows of the first seed first."""
@@ -81,7 +83,7 @@ def made(name: str) -> list[dict[str, Any]]:
 
 def run_folder(name: str, row: str, seed: int) -> Path:
     """Return the folder from which this code's training of a run resumes."""
-    return _place(name) / f"{row}, {seed}, {code_hash()}"
+    return _place(name) / f"{row}, {seed}, {CODE}"
 
 
 @contextmanager

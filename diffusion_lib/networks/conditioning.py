@@ -48,7 +48,10 @@ class Conditioned(nn.Module):
             label = torch.full((len(u),), self.classes)
         label = torch.as_tensor(label).to(u.device)
         if label.shape != u.shape or label.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"labels must be {len(u)} integers, one per picture")
+            raise ValueError(
+                f"labels must be {len(u)} int64 numbers, one per picture, got "
+                f"{tuple(label.shape)} of {label.dtype}"
+            )
         if not bool(((label >= 0) & (label <= self.classes)).all()):
             raise ValueError(
                 f"labels must be 0 to {self.classes - 1}, or {self.classes} for null"

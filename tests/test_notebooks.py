@@ -111,6 +111,7 @@ def test_myst_becomes_plain_markdown(small_book):
         "[Two](two.ipynb), [Two](two.ipynb)",
         "a = b\n\\tag{1.1}\n$$",
         "See (1.1), Fig. 1.1, Exercise 1.1, [two](two.ipynb)",
+        "[here](#One),\n[there](two.ipynb#Two)",
         "> **Aside**\n>\n> Not $x$.",
         "**First**\n\n(1.1)",
         "**Fig. 1.1.** Seen in (1.1).",
@@ -121,7 +122,10 @@ def test_myst_becomes_plain_markdown(small_book):
         assert expected in text
 
 
-@pytest.mark.parametrize("text", ["{unknown}`x`", "```{unknown}\n```", "{eq}`eq-none`"])
+@pytest.mark.parametrize(
+    "text",
+    ["{unknown}`x`", "```{unknown}\n```", "{eq}`eq-none`", "[x](no-such-label)"],
+)
 def test_what_has_no_plain_form_is_refused(small_book, text):
     with pytest.raises(ValueError, match="one"):
         Plain(small_book, "one", {})(text)

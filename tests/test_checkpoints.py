@@ -7,6 +7,7 @@ import stat
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from diffusion_lib import checkpoints
@@ -84,6 +85,17 @@ def permissions(path):
 def test_others_may_read_what_is_saved(umask, tmp_path):
     save(tmp_path / "net.safetensors", SPEC.build(), SPEC)
     assert permissions(tmp_path / "net.safetensors") == oct(0o644)
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path):
+    """safetensors raises its own, which no command line expects."""
+    path = tmp_path / "net.safetensors"
+    with (
+        pytest.raises(OSError, match="net.safetensors cannot be written: no space"),
+        checkpoints.written_whole(path),
+    ):
+        raise SafetensorError("no space")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

@@ -88,7 +88,7 @@ def test_others_may_read_what_is_saved(umask, tmp_path):
 
 
 def test_a_full_disk_is_an_error_of_the_system(tmp_path):
-    """safetensors raises its own, which no command line expects."""
+    """Its library raises its own, which no command line expects."""
     path = tmp_path / "net.safetensors"
     with (
         pytest.raises(OSError, match="net.safetensors cannot be written: no space"),

@@ -25,8 +25,8 @@ def classifier_free(
     scale 0 ignores the condition, 1 obeys it, above 1 extrapolates (Ho and Salimans
     2022 write w = scale - 1). Label and text are dropped in the null call, other
     conditions kept. Both answers come from one call with a batch of 2 B. rescale:
-    the share, 0 to 1, in which each x0's deviation is brought back to x0_cond's (Lin
-    et al. 2024, section 3.4).
+    the share, 0 to 1, in which each x0's deviation is brought back to x0_cond's (after
+    Lin et al. 2024, section 3.4, who rescale what the network says).
     """
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale is a share from 0 to 1, got {rescale}")

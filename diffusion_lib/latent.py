@@ -50,8 +50,8 @@ def unlike(x: Tensor, y: Tensor) -> Tensor:
     """Return how far pictures differ in the eyes of a classifier, 0 to 4 a map, (B,).
 
     Squared distances of its features at each place, brought to unit length, as in
-    Zhang et al. (2018). The classifier is the shipped noisy one, told the least noise;
-    the scorer is the judge, and is not asked.
+    Zhang et al. (2018), without their weights of channels. The classifier is the
+    shipped noisy one, told the least noise; the scorer is the judge, and is not asked.
     """
     critic = _critic(x.device)
     u = x.new_full(x.shape[:1], 1e-3)

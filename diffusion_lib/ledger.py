@@ -125,23 +125,16 @@ def result(name: str) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}): mend or delete it") from None
 
 
-def by_row(name: str, common: bool = False) -> dict[str, dict[str, np.ndarray]]:
+def by_row(name: str) -> dict[str, dict[str, np.ndarray]]:
     """Return the runs of `result(name)`: of each row, every score over the seeds.
 
     A score is (runs, ...), in the order of the seeds; one that some run lacks is left
-    out. common: only seeds that every row has, as long as a study is not finished. Rows
-    come in the order of their first runs. Raises ValueError as `result` does, and if no
-    seed is common.
+    out. Rows come in the order of their first runs. Raises ValueError as `result` does.
     """
     runs = sorted(result(name)["runs"], key=lambda run: run["seed"])
-    rows = dict.fromkeys(run["row"] for run in runs)
-    seeds = [{run["seed"] for run in runs if run["row"] == row} for row in rows]
-    chosen = set.intersection(*seeds) if common else set.union(*seeds)
-    if not chosen:
-        raise ValueError(f"{name}.json has no seed yet that every row has: measure on")
     table = {}
-    for row in rows:
-        own = [run for run in runs if run["row"] == row and run["seed"] in chosen]
+    for row in dict.fromkeys(run["row"] for run in runs):
+        own = [run for run in runs if run["row"] == row]
         keys = [key for key in own[0] if all(key in run for run in own)]
         table[row] = {key: np.array([run[key] for run in own]) for key in keys}
     return table

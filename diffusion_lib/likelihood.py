@@ -207,7 +207,8 @@ def optimal_variance(mse: Callable[[Tensor], Tensor]) -> Variance:
     """Return the isotropic variance that makes the bound tightest, for given errors.
 
     mse: t () or (B,), float64 -> E (x_0 - x0_hat)^2 per number at t. The variance is
-    beta_tilde plus what the doubt about x_0 adds, b^2 mse (Bao et al. 2022).
+    beta_tilde plus what the doubt about x_0 adds, b^2 mse (Bao et al. 2022, for the
+    exact denoiser).
     """
 
     def variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:

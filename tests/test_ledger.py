@@ -126,12 +126,6 @@ def test_runs_are_gathered_by_row_in_the_order_of_seeds(tmp_path, monkeypatch):
     assert rows["b"]["frechet"].tolist() == [1.0, 3.0]
     assert rows["b"]["levels"].tolist() == [[3.0, 4.0], [1.0, 2.0]]
     assert "only" in rows["a"] and "only" not in rows["b"]
-    common = by_row("study", common=True)
-    assert common["b"]["frechet"].tolist() == [1.0] and "only" in common["b"]
-    del runs[2]
-    (tmp_path / "study.json").write_text(json.dumps({"runs": runs}))
-    with pytest.raises(ValueError, match="no seed"):
-        by_row("study", common=True)
 
 
 @pytest.mark.parametrize(

@@ -173,8 +173,9 @@ def unipc_step(denoise, schedule, x, t, s, state=None, noise=None, order: int = 
 
 
 def deis_step(denoise, schedule, x, t, s, state=None, noise=None, order: int = 3):
-    """DEIS, tAB in log(sigma / alpha) (Zhang and Chen 2023): a polynomial of eps.
+    """DEIS (Zhang and Chen 2023): a polynomial of eps in log(sigma / alpha).
 
+    So it is in diffusers, too; the authors' is one in t or in sigma / alpha.
     state: the last answers, left = sigma eps_hat each.
     """
     x0 = denoise(x, t)
@@ -190,10 +191,11 @@ def plms_step(denoise, schedule, x, t, s, state=None, noise=None):
     """PLMS, the multistep half of PNDM (Liu et al. 2022): Adams-Bashforth for eps_hat.
 
     The weights are those of even steps; DDIM's step then carries x on, which keeps the
-    whole at second order. The first step takes a second call, as in the authors' code.
-    state: as of `deis_step`. Needs about 5 steps or more on `recipes.sampling_times`,
-    where 0.2% of fashion-unet's values then lie beyond 1.2 (6% with 3 steps), and about
-    70 on even times of its schedule, where 3 steps give values in the thousands.
+    whole at second order. The first step takes a second call, as in the code of latent
+    diffusion (the authors' begins with three Runge-Kutta steps). state: as of
+    `deis_step`. Needs about 5 steps or more on `recipes.sampling_times`, where 0.2% of
+    fashion-unet's values then lie beyond 1.2 (6% with 3 steps), and about 70 on even
+    times of its schedule, where 3 steps give values in the thousands.
     """
     x0 = denoise(x, t)
     past = _with_left(schedule, x, t, x0, state)[:4]

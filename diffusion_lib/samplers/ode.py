@@ -52,9 +52,10 @@ def euler_step(denoise, schedule, x, t, s, state=None, noise=None):
 
 
 def heun_step(denoise, schedule, x, t, s, state=None, noise=None):
-    """Trapezoid rule on dx = x0 dalpha + eps dsigma (Karras et al. 2022, Algorithm 1).
+    """Trapezoid rule on dx = x0 dalpha + eps dsigma (Karras et al. 2022).
 
-    Second order, two calls a step; a first-order step where s = 0.
+    Their Algorithm 1 where alpha = 1. Second order, two calls a step; a first-order
+    step where s = 0.
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t, x), schedule.at(s, x)
     x0 = denoise(x, t)

@@ -56,7 +56,8 @@ def churned(
 ) -> Callable:
     """Return a step that first goes back up in noise: sigma / alpha times 1 + amount.
 
-    With `heun_step` this is Algorithm 2 of Karras et al. (2022); their amount is
+    With `heun_step` on `EDMSchedule` this is Algorithm 2 of Karras et al. (2022);
+    elsewhere the average is taken in other variables. Their amount is
     min(S_churn / N, sqrt(2) - 1), low and high are S_tmin and S_tmax in sigma / alpha,
     scale is S_noise. Times never rise above t_max.
     """

@@ -6,6 +6,7 @@ import jupytext
 import pytest
 import yaml
 from pages import Book
+from plain_markdown import Plain
 
 BOOK = Book()
 PAGES = BOOK.notebooks
@@ -157,3 +158,10 @@ def test_every_word_of_the_glossary_is_explained_once_and_leads_somewhere():
     assert [word for word, text in entries.items() if not leads.search(text)] == []
     pages = {page for text in entries.values() for page in leads.findall(text)}
     assert set(PAGES) - pages <= {"intro", "folklore", "faq", "bug-lab"}
+
+
+@pytest.mark.parametrize("page", ["field"])
+def test_pages_without_code_cite_and_link_to_what_there_is(page):
+    text = Plain(BOOK, page, {})(BOOK.text(page))  # refuses unknown labels and works
+    assert "{" not in re.sub(r"\$.*?\$", "", text)
+    assert set(re.findall(r"\]\(([\w-]+)\.md\)", BOOK.text(page))) <= set(BOOK.chapters)

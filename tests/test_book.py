@@ -160,8 +160,21 @@ def test_every_word_of_the_glossary_is_explained_once_and_leads_somewhere():
     assert set(PAGES) - pages <= {"intro", "folklore", "faq", "bug-lab"}
 
 
-@pytest.mark.parametrize("page", ["field"])
+@pytest.mark.parametrize("page", ["field", "teaching"])
 def test_pages_without_code_cite_and_link_to_what_there_is(page):
     text = Plain(BOOK, page, {})(BOOK.text(page))  # refuses unknown labels and works
     assert "{" not in re.sub(r"\$.*?\$", "", text)
     assert set(re.findall(r"\]\(([\w-]+)\.md\)", BOOK.text(page))) <= set(BOOK.chapters)
+
+
+def test_plans_and_questions_for_teachers_stand_where_they_say():
+    text = " ".join(map(BOOK.text, ("teaching", "field"))).replace("\n", " ")
+    sections = re.findall(r'\]\(([\w-]+)\.md\),[^"|[.]*"([^"]+)"', text)
+    assert len(sections) > 12
+    for page, section in sections:
+        assert re.search(rf"^##+ {re.escape(section)}$", BOOK.text(page), re.M), section
+    asked = re.findall(
+        r"^\| \[.*?\]\(([\w-]+)\.md\) \|.*\{eq\}`(.*?)`", BOOK.text("teaching"), re.M
+    )
+    assert len(asked) > 15
+    assert [label for page, label in asked if BOOK.labels[label].page != page] == []

@@ -7,7 +7,7 @@ import shutil
 import nbformat
 import pytest
 from ledger_pages import METADATA_KEY
-from notebooks import Page, code_hash, orphans
+from notebooks import Page, code_hash, hand_out, main, orphans
 from pages import ROOT, Book
 from plain_markdown import Plain
 
@@ -161,6 +161,77 @@ def test_a_page_goes_out_of_step_and_back(small_book):
     source.write_text(FRONT + BODY.replace('print("three")', warns))
     with pytest.raises(SystemExit, match="(?s)one warns, mend it.*not so"):
         Page(small_book, "one").execute()
+
+
+def solved(text):
+    """The code of a page's solutions, cell by cell, cut out by hand."""
+    parts = [part.split("{solution-end}")[0] for part in text.split("{solution-start}")]
+    return [
+        c
+        for part in parts[1:]
+        for c in re.findall(r"^```\{code-cell.*?^```", part, re.M | re.S)
+    ]
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_a_blank_notebook_keeps_all_but_solution_and_outputs(small_book):
+    page = Page(small_book, "one")
+    full, before = markdown(page.notebook), page.text()
+    blank = nbformat.reads(page.blank(), as_version=4)
+    text = markdown(blank)
+    assert "Done." in full and "Done." not in text and "solution" not in text.lower()
+    assert full.replace("#### Solution to exercise 1.1\n\nDone.\n\n", "") == text
+    assert all(not c.outputs and c.execution_count is None for c in code(blank))
+    assert page.text() == before
+
+
+def test_an_unusual_fence_hides_no_solution(small_book):
+    source = small_book.folder / "one.md"
+    source.write_text(
+        FRONT + BODY.replace("```{solution-end}\n```", "````{solution-end}\n````")
+    )
+    with pytest.raises(ValueError, match="not fenced"):
+        Page(small_book, "one").blank()
+
+
+def test_what_is_handed_out_has_every_exercise_and_no_solution(tmp_path, capsys):
+    main(["--blank", str(tmp_path / "new")])
+    assert f"{len(BOOK.notebooks)} notebooks" in capsys.readouterr().out
+    assert {p.stem for p in (tmp_path / "new").iterdir()} == set(BOOK.notebooks)
+    for name in BOOK.notebooks:
+        blank = nbformat.read(tmp_path / "new" / f"{name}.ipynb", as_version=4)
+        text, cells = markdown(blank), [cell.source for cell in code(blank)]
+        assert "Solution to" not in text and "{solution" not in text
+        exercises = [
+            x for x in BOOK.labels.values() if (x.page, x.kind) == (name, "exercise")
+        ]
+        assert text.count("### Exercise ") == len(exercises)
+        assert all(f"### Exercise {x.number}: " in text for x in exercises)
+        solutions = solved(BOOK.text(name))
+        assert len(solutions) >= len(exercises)
+        full = code(nbformat.read(BOOK.folder / f"{name}.ipynb", as_version=4))
+        assert len(cells) == len(full) - len(solutions)
+        for block in solutions:
+            assert block.split("\n", 1)[1].removesuffix("\n```").strip() not in cells
+        assert not any(cell.outputs for cell in code(blank))
+
+
+def test_nothing_is_handed_out_over_other_files(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    for folder, why in (
+        (BOOK.folder, "in the book"),
+        (BOOK.folder / "new", "in the book"),
+        (tmp_path, "not an empty folder"),
+        (tmp_path / "notes.txt", "not an empty folder"),
+    ):
+        with pytest.raises(SystemExit, match=why):
+            hand_out(BOOK, folder)
+    assert not (BOOK.folder / "new").exists()
+    with pytest.raises(SystemExit):
+        main(["--blank", str(tmp_path / "new"), "--check"])
 
 
 def test_a_notebook_without_its_page_is_an_orphan(small_book):

@@ -4,6 +4,7 @@
     python tools/notebooks.py --execute       run the pages whose code changed, too
     python tools/notebooks.py --execute NAME  run the named pages
     python tools/notebooks.py --check         change nothing; fail if out of step
+    python tools/notebooks.py --blank FOLDER  notebooks to hand out, without solutions
 
 One way only, with the same cell ids each time. Outputs are stored only in cells
 tagged `check-output`, which `pytest --nbval` then compares; glued values are kept
@@ -15,6 +16,7 @@ import copy
 import hashlib
 import re
 import sys
+from pathlib import Path
 
 import jupytext
 import nbformat
@@ -28,6 +30,10 @@ KERNEL = {
     "language_info": {"name": "python"},
 }
 SHOWN = ("text/plain", "text/html", "application/papermill.record/text/plain")
+SOLUTION = re.compile(
+    r"^(?P<mark>[`:]{3,})\{solution-start\}.*?^(?P=mark)\{solution-end\}\n(?P=mark) *$",
+    re.M | re.S,
+)
 
 
 def compared(cell: NotebookNode) -> bool:
@@ -88,6 +94,17 @@ class Page:
             if cell.cell_type == "code" and cell.source == source and cell.outputs:
                 return cell.outputs, cell.execution_count
         return [], None
+
+    def blank(self) -> str:
+        """The notebook to hand out: without solutions and stored outputs."""
+        text = SOLUTION.sub("", self.book.text(self.name))
+        if "{solution-" in text:
+            raise ValueError(f"{self.name}: a solution is not fenced as the others are")
+        page = copy.copy(self)
+        page.source, page.old = jupytext.reads(text, fmt="md:myst"), None
+        notebook = page.build()
+        del notebook.metadata["course"]
+        return nbformat.writes(notebook) + "\n"
 
     def must_run(self) -> bool:
         """Has the code changed since the outputs and values were stored?"""
@@ -151,13 +168,33 @@ def orphans(book: Book) -> list[str]:
     return [p.name for p in sorted(book.folder.glob("*.ipynb")) if p.stem not in known]
 
 
+def hand_out(book: Book, folder: Path) -> None:
+    """Write every notebook without its solutions into a new or empty folder."""
+    if folder.resolve().is_relative_to(book.folder.resolve()):
+        sys.exit(f"{folder} lies in the book, whose notebooks keep their solutions")
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        sys.exit(f"{folder} exists and is not an empty folder: give a new one")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in book.notebooks:
+        text = Page(book, name).blank()
+        (folder / f"{name}.ipynb").write_text(text, encoding="utf8")
+    print(f"{len(book.notebooks)} notebooks without solutions written to {folder}")
+
+
 def main(arguments: list[str]) -> None:
     """Run from the command line; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="fail if out of step")
     parser.add_argument("--execute", nargs="*", metavar="NAME", help="run pages")
+    parser.add_argument(
+        "--blank", type=Path, metavar="FOLDER", help="write them without solutions"
+    )
     options = parser.parse_args(arguments)
     book, problems = Book(), []
+    if options.blank and (options.check or options.execute is not None):
+        parser.error("--blank neither checks nor runs: give it alone")
+    if options.blank:
+        return hand_out(book, options.blank)
     for name in book.notebooks:
         page = Page(book, name)
         wanted = options.execute
